@@ -1,0 +1,179 @@
+"""Distributions over the symbols of a vocabulary: softmax, sparsemax, 1.5-entmax and alpha-entmax.
+
+All four solve, for scores x of every example,
+
+    p = argmax_{p in the simplex}  <p, x> + H_alpha(p),
+
+with the Tsallis entropy H_alpha: alpha = 1 is softmax, 1.5 is 1.5-entmax, 2 is sparsemax. Above 1 most
+probabilities are exactly 0. The projections are those of the entmax package; this file turns their dense result
+into the terms that are not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import entmax as entmax_library
+import torch
+
+from egg_sparse.distribution import SparseDistribution
+
+
+def softmax(scores: torch.Tensor) -> SparseDistribution:
+    r"""Every symbol, in proportion to :math:`\exp(x_i)`.
+
+    Not sparse: all symbols whose probability does not underflow are in the support, so that a game
+    plays them all. It is the dense baseline of the paper.
+
+    Args:
+        scores: ``(B, V)``, floating point, finite; V symbols.
+
+    Returns:
+        SparseDistribution with messages ``(K, B)`` long, most probable first.
+
+    Raises:
+        TypeError, ValueError: scores of another type or shape, NaN or infinite.
+
+    Example:
+        >>> softmax(torch.tensor([[0.0, 1.0]])).probs.squeeze().tolist()  # doctest: +ELLIPSIS
+        [0.731..., 0.268...]
+    """
+    return _distribution(scores, lambda x: torch.softmax(x, dim=-1))
+
+
+def sparsemax(scores: torch.Tensor) -> SparseDistribution:
+    r"""The Euclidean projection of the scores on the simplex,
+
+    .. math:: p = \arg\min_{p \in \triangle} \|p - x\|^2 .
+
+    Args:
+        scores: ``(B, V)``, floating point, finite. Adding a constant changes nothing; multiplying
+            by one does: the larger the differences, the smaller the support.
+
+    Returns:
+        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id.
+
+    Raises:
+        TypeError, ValueError: scores of another type or shape, NaN or infinite.
+
+    Example:
+        >>> d = sparsemax(torch.tensor([[0.1, 1.0, 0.6, -2.0]]))
+        >>> d.messages.squeeze().tolist(), [round(p, 2) for p in d.probs.squeeze().tolist()]
+        ([1, 2], [0.7, 0.3])
+
+    Source: Martins and Astudillo, "From Softmax to Sparsemax" (ICML 2016).
+    """
+    return _distribution(scores, lambda x: entmax_library.sparsemax(_stable(x, 2.0), dim=-1))
+
+
+def entmax15(scores: torch.Tensor) -> SparseDistribution:
+    r"""1.5-entmax: :math:`p_i = [x_i / 2 - \tau]_+^2`, between softmax and sparsemax.
+
+    Args:
+        scores: ``(B, V)``, floating point, finite.
+
+    Returns:
+        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id.
+
+    Raises:
+        TypeError, ValueError: scores of another type or shape, NaN or infinite.
+
+    Example:
+        >>> entmax15(torch.tensor([[0.0, 1.0, -4.0]])).support_size
+        tensor([2])
+
+    Source: Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models" (ACL 2019).
+    """
+    return _distribution(scores, lambda x: entmax_library.entmax15(_stable(x, 1.5), dim=-1))
+
+
+def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribution:
+    r"""Alpha-entmax for any alpha > 1: :math:`p_i = [(\alpha - 1) x_i - \tau]_+^{1/(\alpha - 1)}`.
+
+    1.5 and 2 given as numbers use the closed forms; everything else a bisection to the precision of
+    the type. Differentiable with respect to a tensor alpha as well.
+
+    Args:
+        scores: ``(B, V)``, floating point, finite.
+        alpha: a number, or a floating-point tensor that broadcasts with ``(B, 1)``.
+
+    Returns:
+        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id.
+
+    Raises:
+        TypeError, ValueError: scores of another type or shape, NaN or infinite; alpha not above 1.
+
+    Example:
+        >>> entmax(torch.tensor([[0.0, 1.0, -3.0]]), alpha=1.2).support_size
+        tensor([3])
+
+    Source: Correia, Niculae and Martins, "Adaptively Sparse Transformers" (EMNLP 2019).
+    """
+    if not isinstance(alpha, torch.Tensor):
+        if not 1 < alpha < float("inf"):
+            raise ValueError(f"alpha must be a finite number above 1, got {alpha}")
+        closed_forms: dict[float, Callable[[torch.Tensor], SparseDistribution]] = {1.5: entmax15, 2.0: sparsemax}
+        if alpha in closed_forms:
+            return closed_forms[alpha](scores)
+        return _distribution(scores, lambda x: entmax_library.entmax_bisect(_stable(x, alpha), alpha, dim=-1))
+    if not alpha.is_floating_point():
+        raise TypeError(f"alpha must be floating point, got {alpha.dtype}")
+    per_example = alpha.reshape(1, 1) if alpha.numel() == 1 else alpha
+    if per_example.dim() != 2 or per_example.shape[1] != 1 or per_example.shape[0] not in (1, *scores.shape[:1]):
+        raise ValueError(f"alpha must hold one value or be of shape (B, 1), got {tuple(alpha.shape)}")
+
+    def normalize(x: torch.Tensor) -> torch.Tensor:
+        alphas = per_example.to(x).expand(x.shape[0], 1)
+        return entmax_library.entmax_bisect(_stable(x, alphas.detach()), alphas, dim=-1)
+
+    return _distribution(scores, normalize, alpha=per_example)
+
+
+def _stable(scores: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
+    """The same problem with its largest score at 0 and its hopeless ones within reach.
+
+    A score of 1 / (alpha - 1) or more below the largest has probability 0, so nothing changes, neither
+    values nor gradients; the projections then neither cancel nor overflow, whatever the scores' scale.
+    """
+    shifted = scores - scores.detach().amax(-1, keepdim=True)
+    floor = -2 / (alpha - 1)
+    return torch.maximum(shifted, torch.as_tensor(floor, dtype=scores.dtype, device=scores.device))
+
+
+def _distribution(
+    scores: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor], alpha: torch.Tensor | None = None
+) -> SparseDistribution:
+    """The support of ``normalize(scores)``, sorted, found with one device synchronisation."""
+    if not isinstance(scores, torch.Tensor):
+        raise TypeError(f"scores must be a tensor, got {type(scores).__name__}")
+    if not scores.is_floating_point():
+        raise TypeError(f"scores must be floating point, got {scores.dtype}")
+    if scores.dim() != 2 or scores.shape[1] == 0:
+        raise ValueError(f"scores must have shape (B, V) with V >= 1 symbols, got {tuple(scores.shape)}")
+    batch, vocab_size = scores.shape
+
+    # Not finite scores are refused below, together with the one synchronisation; until then they must not
+    # make the projections index out of bounds.
+    finite = torch.isfinite(scores.detach())
+    with torch.autocast(scores.device.type, enabled=False):
+        probs = normalize(torch.where(finite, scores, 0).to(torch.promote_types(scores.dtype, torch.float32)))
+    if not torch.is_autocast_enabled(scores.device.type):
+        probs = probs.to(scores.dtype)
+
+    if batch == 0:
+        return SparseDistribution(
+            torch.zeros(1, 0, dtype=torch.long, device=scores.device), probs[:, :1].t(), vocab_size, validate_args=False
+        )
+    checks = [(probs.detach() > 0).sum(1).max(), finite.all()]
+    if alpha is not None:
+        checks.append((alpha.detach() > 1).all())
+    largest_support, all_finite, *alpha_above_1 = torch.stack([check.long() for check in checks]).tolist()
+    if not all_finite:
+        raise ValueError(f"scores must be finite: {int((~finite).sum())} of {scores.numel()} are NaN or infinite")
+    if not all(alpha_above_1):
+        raise ValueError("alpha must be above 1 everywhere")
+
+    symbols = probs.detach().topk(largest_support, dim=1, sorted=False).indices.sort(dim=1).values
+    order = probs.detach().gather(1, symbols).sort(dim=1, descending=True, stable=True).indices
+    symbols = symbols.gather(1, order)
+    return SparseDistribution(symbols.t(), probs.gather(1, symbols).t(), vocab_size, validate_args=False)
