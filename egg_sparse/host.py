@@ -1,0 +1,154 @@
+"""The one place that knows EGG: ``host.core`` is the real ``egg.core`` where it imports, else the stand-in.
+
+The environment variable ``EGG_SPARSE_HOST`` forces one of them: ``egg`` or ``standin``. The choice is made when
+``core`` is first asked for, so that ``import egg_sparse`` costs no more than ``import torch``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import pathlib
+import pickle
+import warnings
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    # Types are those of the stand-in; EGG's own are the same by contract but carry no annotations.
+    pass
+
+_HOW_TO_GET_EGG = "pip install git+https://github.com/facebookresearch/EGG.git"
+_NEEDED = ("Trainer", "Interaction", "LoggingStrategy", "SymbolGameReinforce", "GumbelSoftmaxWrapper", "init")
+
+_resolved: dict[str, Any] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "core":
+        return _resolve()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _resolve() -> Any:
+    if "core" not in _resolved:
+        wanted = os.environ.get("EGG_SPARSE_HOST", "")
+        if wanted not in ("", "egg", "standin"):
+            raise ValueError(f'EGG_SPARSE_HOST must be "egg" or "standin", got {wanted!r}')
+        core = None
+        if wanted != "standin":
+            core, why_not = _import_egg()
+            if core is None and wanted == "egg":
+                raise ImportError(
+                    f"EGG_SPARSE_HOST=egg, but EGG cannot be used: {why_not}. To get it: {_HOW_TO_GET_EGG}"
+                )
+            if core is None and why_not != _ABSENT:
+                warnings.warn(
+                    f"EGG cannot be used, so egg_sparse runs on its stand-in: {why_not}. "
+                    f"To get EGG: {_HOW_TO_GET_EGG}; to silence this, set EGG_SPARSE_HOST=standin",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        if core is None:
+            core = importlib.import_module("egg_sparse.standin")
+        _allow_loading(core)
+        _resolved["core"] = core
+    return _resolved["core"]
+
+
+_ABSENT = "there is no package egg"
+
+
+def _import_egg() -> tuple[Any, str]:
+    """EGG's core and "", or None and why it cannot be had."""
+    try:
+        core = importlib.import_module("egg.core")
+    except ModuleNotFoundError as error:
+        if error.name == "egg":
+            return None, _ABSENT
+        if error.name == "egg.core":
+            return None, "the package egg that is installed is not EGG (it has no egg.core)"
+        return None, f"egg.core needs the package {error.name}, which is not installed"
+    except Exception as error:  # whatever an unrelated or broken package raises while it is imported
+        return None, f"importing egg.core failed with {type(error).__name__}: {error}"
+    missing = [name for name in _NEEDED if not hasattr(core, name)]
+    if missing:
+        return None, f"the egg.core that is installed is not EGG's (it has no {', '.join(missing)})"
+    return core, ""
+
+
+def _allow_loading(core: Any) -> None:
+    """Lets ``torch.load(weights_only=True)`` read checkpoints and interactions, of either host.
+
+    Only these two classes become loadable; weights_only stays on.
+    """
+    from egg_sparse.standin.callbacks import Checkpoint
+    from egg_sparse.standin.interaction import Interaction
+
+    callbacks = importlib.import_module(f"{core.__name__}.callbacks")
+    allowed: list[Any] = [Checkpoint, Interaction, callbacks.Checkpoint, core.Interaction]
+    torch.serialization.add_safe_globals(allowed)
+    if core.__name__ != "egg.core":
+        aliases = [(Checkpoint, "egg.core.callbacks.Checkpoint"), (Interaction, "egg.core.interaction.Interaction")]
+        try:
+            torch.serialization.add_safe_globals(aliases)  # type: ignore[arg-type]
+            torch.serialization.get_safe_globals()
+        except (TypeError, AttributeError):  # torch < 2.6 knows no aliases: EGG's checkpoints then need EGG
+            pass
+
+
+def is_egg() -> bool:
+    """Whether the host is the real EGG."""
+    return _resolve().__name__ == "egg.core"
+
+
+def describe() -> str:
+    """The host in words, with EGG's version where it says one."""
+    if not is_egg():
+        return "egg_sparse's stand-in for egg.core"
+    try:
+        return f"EGG {importlib.metadata.version('EGG')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "EGG"
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """Reads a checkpoint that a host's CheckpointSaver wrote, on the CPU, executing nothing that is in it.
+
+    Returns:
+        A named tuple with ``epoch``, ``model_state_dict``, ``optimizer_state_dict`` and
+        ``optimizer_scheduler_state_dict``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, holds objects other than tensors and plain values, or is not a checkpoint.
+    """
+    _resolve()
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint, it is damaged or of another kind: {reason}"
+        ) from error
+    if type(checkpoint).__name__ != "Checkpoint" or not isinstance(getattr(checkpoint, "model_state_dict", None), dict):
+        raise ValueError(f"{path} is not a checkpoint of EGG's Trainer: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def check_architecture(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Raises ValueError, naming the first difference, unless ``state`` fits the model."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            there, here = found.get(name, "absent"), expected.get(name, "absent")
+            raise ValueError(
+                f"checkpoint {path} is of another architecture: {name} is {there} there and {here} here; "
+                "give the options of the run that wrote it"
+            )
