@@ -1,0 +1,8 @@
+"""Exact sparse marginalization of discrete messages, for EGG games."""
+
+from egg_sparse.distribution import SparseDistribution
+from egg_sparse.games import CommunicationMarg, SymbolGameMarg
+from egg_sparse.version import __version__
+from egg_sparse.wrappers import SparsemaxWrapper
+
+__all__ = ["CommunicationMarg", "SparseDistribution", "SparsemaxWrapper", "SymbolGameMarg", "__version__"]

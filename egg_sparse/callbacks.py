@@ -1,0 +1,187 @@
+"""EGG callbacks for games over sparse distributions: what EGG's own do not report or anneal."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from egg_sparse import host
+
+
+def mean_metrics(loss: float, logs: Any) -> dict[str, float]:
+    """The loss and the means of everything an Interaction carries in ``aux``."""
+    return {"loss": loss, **{name: float(value.float().mean()) for name, value in logs.aux.items()}}
+
+
+class MetricsWriter(host.core.Callback):
+    """Appends one JSON object per epoch and phase ("train", "validation") to a file, and keeps them in ``history``.
+
+    Only the leading process writes.
+
+    Args:
+        path: the file, one object a line; None to keep the history alone.
+    """
+
+    def __init__(self, path: str | pathlib.Path | None = None) -> None:
+        self.path = None if path is None else pathlib.Path(path)
+        self.history: list[dict[str, Any]] = []
+
+    def _write(self, mode: str, loss: float, logs: Any, epoch: int) -> None:
+        metrics = {**mean_metrics(loss, logs), "mode": mode, "epoch": epoch}
+        self.history.append(metrics)
+        if self.path is not None and self.trainer.distributed_context.is_leader:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+
+    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self._write("train", loss, logs, epoch)
+
+    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self._write("validation", loss, logs, epoch)
+
+
+class TrainingProgress(host.core.Callback):
+    """One progress bar for the whole training, with the newest metrics of validation, or of training without one.
+
+    Args:
+        n_epochs: up to which epoch the Trainer trains.
+        batches_per_epoch: training batches per epoch.
+        metrics: the names to show, where they are reported.
+    """
+
+    def __init__(
+        self,
+        n_epochs: int,
+        batches_per_epoch: int,
+        metrics: tuple[str, ...] = ("acc", "loss", "support", "sender_entropy"),
+    ) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.metrics = metrics
+        self.batches_per_epoch = batches_per_epoch
+        self.progress = Progress(
+            TextColumn("epoch"),
+            TextColumn("[bold]{task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[shown]}"),
+        )
+        self.task = self.progress.add_task("", total=n_epochs * batches_per_epoch, epoch="0", shown="")
+
+    def _show(self, phase: str, loss: float, logs: Any) -> None:
+        means = mean_metrics(loss, logs)
+        shown = "  ".join(f"{name} {means[name]:.3f}" for name in self.metrics if name in means)
+        self.progress.update(self.task, shown=f"[dim]{phase}[/dim] {shown}")
+
+    def on_train_begin(self, trainer_instance: Any) -> None:
+        super().on_train_begin(trainer_instance)
+        self.progress.update(self.task, completed=trainer_instance.start_epoch * self.batches_per_epoch)
+        self.progress.start()
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self.progress.update(self.task, epoch=str(epoch))
+
+    def on_batch_end(self, logs: Any, loss: float, batch_id: int, is_training: bool = True) -> None:
+        if is_training:
+            self.progress.advance(self.task)
+
+    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+        if self.trainer.validation_data is None or self.trainer.validation_freq <= 0:
+            self._show("train", loss, logs)
+
+    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self._show("validation", loss, logs)
+
+    def on_train_end(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Gives the terminal back; also to be called where the training ends by an exception."""
+        self.progress.stop()
+
+
+class EpochSetter(host.core.Callback):
+    """Tells a data loader with ``set_epoch`` which epoch begins, so that a resumed run sees the batches that the
+    uninterrupted one would have seen.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+
+class StepTemperature(host.core.Callback):
+    r"""Anneals an agent's ``temperature`` within epochs: every ``update_frequency`` steps it becomes
+
+    .. math:: \tau(t) = \max(\tau_{\min}, \tau_0 \exp(-r\,t)) .
+
+    It depends on the step alone, so a resumed run goes on where it was. An initial temperature below the
+    minimum is kept.
+
+    Args:
+        agent: what has the attribute, for instance EGG's GumbelSoftmaxWrapper.
+        batches_per_epoch: steps per epoch.
+        decay: r, per step.
+        minimum: the lowest temperature.
+        update_frequency: steps between updates.
+
+    Source: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax" (ICLR 2017), appendix.
+    """
+
+    def __init__(
+        self, agent: Any, batches_per_epoch: int, decay: float, minimum: float = 0.5, update_frequency: int = 1000
+    ) -> None:
+        if update_frequency < 1:
+            raise ValueError(f"update_frequency must be at least 1, got {update_frequency}")
+        self.agent = agent
+        self.batches_per_epoch = batches_per_epoch
+        self.decay = decay
+        self.initial = float(agent.temperature)
+        self.minimum = min(minimum, self.initial)
+        self.update_frequency = update_frequency
+        self.epoch = 1
+
+    def _set(self, step: int) -> None:
+        last_update = step - step % self.update_frequency
+        self.agent.temperature = max(self.minimum, self.initial * math.exp(-self.decay * last_update))
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._set((epoch - 1) * self.batches_per_epoch)
+
+    def on_batch_end(self, logs: Any, loss: float, batch_id: int, is_training: bool = True) -> None:
+        if is_training:
+            self._set((self.epoch - 1) * self.batches_per_epoch + batch_id + 1)
+
+
+class EntropyCoefficientUpdater(host.core.Callback):
+    """Sets the entropy coefficient of a marginalizing game before every epoch, by a schedule of yours.
+
+    A coefficient that starts high and falls keeps supports from collapsing to one message early on.
+
+    Args:
+        game: a SymbolGameMarg or CommunicationMarg.
+        schedule: epoch, counted from 1 -> coefficient.
+
+    Example:
+        >>> from egg_sparse import CommunicationMarg
+        >>> game = CommunicationMarg()
+        >>> EntropyCoefficientUpdater(game, lambda epoch: 0.3 * 0.9 ** (epoch - 1)).on_epoch_begin(1)
+        >>> game.sender_entropy_coeff
+        0.3
+    """
+
+    def __init__(self, game: Any, schedule: Callable[[int], float]) -> None:
+        if not hasattr(game, "sender_entropy_coeff"):
+            raise TypeError(f"game must have a sender_entropy_coeff, {type(game).__name__} has none")
+        self.game = game
+        self.schedule = schedule
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self.game.sender_entropy_coeff = self.schedule(epoch)
