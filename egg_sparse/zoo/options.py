@@ -1,0 +1,131 @@
+"""Command lines of the zoo: options with this project's defaults, and errors of one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+OPTIMIZERS = ("adam", "sgd", "adagrad")
+
+
+class ZooParser(argparse.ArgumentParser):
+    """A parser whose options may have other defaults than those EGG adds, and which knows what was given.
+
+    Args:
+        prog: the command, for messages.
+        defaults: option -> default, for options that ``core.init`` will add.
+    """
+
+    def __init__(self, prog: str, description: str, defaults: dict[str, Any]) -> None:
+        self.defaults = defaults
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self.given: set[str] = set()
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:  # type: ignore[override]
+        action = super().add_argument(*args, **kwargs)
+        if action.dest == "optimizer":
+            action.choices = OPTIMIZERS
+        if action.dest in self.defaults:
+            action.default = self.defaults[action.dest]
+            action.help = re.sub(r"\s*\(default: .*?\)", "", action.help or "") + f" (default: {action.default})"
+        return action
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        opts = super().parse_args(args, namespace)
+        defaults = [(action, action.default) for action in self._actions]
+        try:
+            for action in self._actions:
+                action.default = argparse.SUPPRESS
+            self.given = set(vars(super().parse_known_args(args)[0]))
+        finally:
+            for action, default in defaults:
+                action.default = default
+        return opts
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
+
+    def warn_unused(self, names: Iterable[str], why: str) -> None:
+        """One warning for every given option that has no effect."""
+        for name in names:
+            if name in self.given:
+                print(f"{self.prog}: warning: --{name} has no effect {why}", file=sys.stderr, flush=True)
+
+
+def number(kind: type[int] | type[float], at_least: float | None = None, above: float | None = None) -> Callable:
+    """An argparse type: a finite number within bounds."""
+
+    def parse(text: str) -> Any:
+        try:
+            value: Any = kind(text)
+        except ValueError:
+            value = math.nan
+        within = math.isfinite(value) and (at_least is None or value >= at_least) and (above is None or value > above)
+        if not within:
+            what = "a whole number" if kind is int else "a number"
+            bound = (
+                f" of at least {at_least}" if at_least is not None else f" above {above}" if above is not None else ""
+            )
+            raise argparse.ArgumentTypeError(f"expected {what}{bound}, got {text!r}")
+        return value
+
+    return parse
+
+
+def check_common(parser: ZooParser, opts: argparse.Namespace) -> None:
+    """Refuses values of EGG's common options that cannot be meant."""
+    for name, least in (("batch_size", 1), ("n_epochs", 0), ("vocab_size", 1), ("checkpoint_freq", 0)):
+        if getattr(opts, name) < least:
+            parser.error(f"argument --{name}: expected a whole number of at least {least}, got {getattr(opts, name)}")
+    if not 0 < opts.lr < float("inf"):
+        parser.error(f"argument --lr: expected a number above 0, got {opts.lr}")
+
+
+def as_arguments(opts: dict[str, Any]) -> list[str]:
+    """Options as a command line: what ``opts.json`` holds, to be followed by what overrides it."""
+    arguments: list[str] = []
+    for name, value in opts.items():
+        if value is True:
+            arguments.append(f"--{name}")
+        elif value is not None and value is not False:
+            arguments.append(f"--{name}={value}")
+    return arguments
+
+
+def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = None) -> int:
+    """Runs ``main`` as a command: an error is one sentence on standard error, and a status that is not zero.
+
+    ``--debug`` shows the traceback as well.
+    """
+    params = sys.argv[1:] if params is None else params
+    logging.getLogger("egg_sparse").setLevel(logging.INFO)
+    logging.getLogger("egg_sparse").addHandler(_NoteHandler())
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(
+        f"{prog}: warning: {message}", file=sys.stderr, flush=True
+    )
+    try:
+        main(params)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr, flush=True)
+        return 130
+    except Exception as error:
+        if "--debug" in params:
+            traceback.print_exc()
+        sentence = " ".join(str(error).split()) or "no reason given"
+        if not isinstance(error, (ValueError, TypeError, OSError, ImportError, NotImplementedError)):
+            sentence = f"{type(error).__name__}: {sentence} (--debug shows where)"
+        print(f"{prog}: error: {sentence}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+class _NoteHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"# {record.getMessage()}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The signal game: a sender names one of several images, a receiver finds it by the name."""

@@ -1,0 +1,342 @@
+"""Data of the signal game: images as feature vectors, grouped by concept, and batches of games drawn from them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+SOURCES = ("digits", "imagenet", "npz", "mnist", "fashion-mnist")
+_SPLIT_SEED = 20200724  # of the split into train, validation and test images, which no --random_seed changes
+
+
+@dataclass
+class Images:
+    """Feature vectors ``(n, n_features)`` by concept: concept c has ``counts[c]`` of them from ``starts[c]`` on."""
+
+    features: torch.Tensor
+    starts: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def from_labels(cls, features: np.ndarray, labels: np.ndarray) -> Images:
+        order = np.argsort(labels, kind="stable")
+        _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+        return cls(torch.from_numpy(np.ascontiguousarray(features[order], dtype=np.float32)), starts, counts)
+
+
+@dataclass
+class SignalData:
+    train: Images
+    validation: Images
+    test: Images
+
+    @property
+    def n_features(self) -> int:
+        return self.train.features.shape[1]
+
+
+def distinct_integers(rng: np.random.Generator, below: np.ndarray, count: int) -> np.ndarray:
+    """``count`` distinct integers per row, in random order, uniform over those below ``below`` (B,); (B, count).
+
+    Floyd's sampling, for all rows at once: the cost does not depend on how many integers there are.
+
+    Source: Bentley and Floyd, "A Sample of Brilliance" (Communications of the ACM, 1987).
+    """
+    chosen = np.full((len(below), count), -1)
+    for position in range(count):
+        last = below - count + position
+        drawn = rng.integers(0, last + 1)
+        chosen[:, position] = np.where((chosen == drawn[:, None]).any(1), last, drawn)
+    return rng.permuted(chosen, axis=1)
+
+
+class GameLoader:
+    """Batches (sender_input, labels, receiver_input) of games: images ``(game_size, B, n_features)``, labels ``(B,)``.
+
+    The sender's first image is the target; the receiver has the same images in another order, the label says where
+    the target is. Batch i of epoch e depends on (seed, e, i) alone.
+
+    Args:
+        images: where the games come from.
+        game_size: candidates, the target among them. They are of different concepts, or all of the same one if
+            ``same``, and always different images.
+        batch_size, n_batches: examples per batch, batches per epoch.
+        seed: of all random numbers.
+        fixed: every epoch brings the same batches, as for validation and test.
+        name: of these images, for errors.
+
+    Raises:
+        ValueError: there are too few concepts, or too few images of a concept.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        game_size: int,
+        batch_size: int,
+        n_batches: int,
+        seed: int,
+        same: bool = False,
+        fixed: bool = False,
+        name: str = "training",
+    ) -> None:
+        self.images = images
+        self.game_size = game_size
+        self.batch_size = batch_size
+        self.n_batches = n_batches
+        self.seed = seed
+        self.same = same
+        self.fixed = fixed
+        self.epoch = 1
+        self.concepts = np.flatnonzero(images.counts >= (game_size if same else 1))
+        if same and not len(self.concepts):
+            raise ValueError(
+                f"--game_size must be at most {images.counts.max()}, the most {name} images that one concept has "
+                f"(--same draws all candidates from one concept), got {game_size}"
+            )
+        if not same and len(self.concepts) < game_size:
+            raise ValueError(
+                f"--game_size must be at most {len(self.concepts)}, the number of concepts among the {name} images, "
+                f"got {game_size}"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is, counted from 1; it counts on by itself."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        epoch = 0 if self.fixed else self.epoch
+        self.epoch += 1
+        for index in range(self.n_batches):
+            yield self._batch(np.random.default_rng([self.seed, epoch, index]))
+
+    def _batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        starts, counts = self.images.starts, self.images.counts
+        if self.same:
+            concept = self.concepts[rng.integers(len(self.concepts), size=self.batch_size)]
+            chosen = starts[concept][:, None] + distinct_integers(rng, counts[concept], self.game_size)
+        else:
+            available = np.full(self.batch_size, len(self.concepts))
+            concepts = self.concepts[distinct_integers(rng, available, self.game_size)]
+            chosen = starts[concepts] + rng.integers(counts[concepts])
+        order = rng.permuted(np.tile(np.arange(self.game_size), (self.batch_size, 1)), axis=1)
+        for_sender = torch.from_numpy(chosen.T.copy())
+        for_receiver = torch.from_numpy(np.take_along_axis(chosen, order, axis=1).T.copy())
+        features = self.images.features
+        return features[for_sender], torch.from_numpy((order == 0).argmax(1)), features[for_receiver]
+
+
+def load(source: str, root: str | None, data_root: str, same: bool) -> SignalData:
+    """Reads and splits a data source.
+
+    Args:
+        source: one of SOURCES.
+        root: the folder of imagenet, or the file of npz.
+        data_root: torchvision's folder, for mnist and fashion-mnist.
+        same: candidates will share a concept; images that are concepts of their own then go by their class.
+
+    Raises:
+        ImportError, OSError, ValueError: the data, or the package that reads it, is missing or damaged.
+    """
+    if source == "imagenet":
+        return _imagenet(_required(root, source))
+    if source == "npz":
+        features, labels = _npz(pathlib.Path(_required(root, source)))
+        return _split(features, labels)
+    if source == "digits":
+        datasets = _import("sklearn.datasets", "scikit-learn")
+        digits = datasets.load_digits()
+        return _split(digits.data, digits.target if same else np.arange(len(digits.data)))
+    train, train_classes, test, test_classes = _torchvision(source, data_root)
+    if not same:
+        train_classes, test_classes = np.arange(len(train)), np.arange(len(test))
+    return _split(train, train_classes, test, test_classes)
+
+
+def _required(root: str | None, source: str) -> str:
+    if not root:
+        what = "the .npz file" if source == "npz" else "the folder with train/ and test/"
+        raise ValueError(f"--data {source} needs --root, {what}")
+    return os.path.expanduser(root)
+
+
+def _import(module: str, package: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {package}: pip install 'egg_sparse[zoo]' ({error})") from error
+
+
+def _split(
+    features: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray | None = None,
+    test_labels: np.ndarray | None = None,
+    standardize: bool = True,
+) -> SignalData:
+    """Holds out a tenth of the images for validation, and a fifth for test unless there are test images."""
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(features))
+    if test is None or test_labels is None:
+        held_out = len(order) // 5
+        test, test_labels = features[order[:held_out]], labels[order[:held_out]]
+        order = order[held_out:]
+    n_validation = len(order) // 10
+    validation, train = order[:n_validation], order[n_validation:]
+    if not (len(train) and len(validation) and len(test)):
+        raise ValueError(
+            f"there must be at least 20 images to split into train, validation and test, got {len(features)}"
+        )
+    mean, deviation = 0.0, 1.0
+    if standardize:
+        mean, deviation = float(features[train].mean()), float(features[train].std()) or 1.0
+
+    def images(values: np.ndarray, classes: np.ndarray) -> Images:
+        return Images.from_labels((values - mean) / deviation, classes)
+
+    return SignalData(
+        images(features[train], labels[train]),
+        images(features[validation], labels[validation]),
+        images(test, test_labels),
+    )
+
+
+def _check(features: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    if not (isinstance(features, np.ndarray) and features.dtype.kind in "fiu" and features.ndim == 2):
+        raise ValueError(f"{where}: features must be numbers of shape (n, n_features), got {_describe(features)}")
+    if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "iuUS" and labels.ndim == 1):
+        raise ValueError(f"{where}: labels must be integers or strings of shape (n,), got {_describe(labels)}")
+    if len(features) != len(labels) or not features.size:
+        raise ValueError(f"{where}: there must be a label for every image, got {len(labels)} for {len(features)}")
+    features = features.astype(np.float32)
+    if not np.isfinite(features).all():
+        raise ValueError(f"{where}: features must be finite, some are NaN or infinite")
+    return features, labels
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--root: there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is not an archive of arrays")
+            missing = {"features", "labels"} - set(archive.files)
+            if missing:
+                raise ValueError(f"it has no array named {' and none named '.join(sorted(missing))}")
+            features, labels = archive["features"], archive["labels"]
+    except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy happen to
+        raise ValueError(f"--root: {path} cannot be read as features and labels: {error}") from error
+    return _check(features, labels, str(path))
+
+
+def _torchvision(source: str, data_root: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    datasets = _import("torchvision.datasets", "torchvision")
+    dataset = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[source]
+    root = os.path.expanduser(data_root)
+    parts: list[np.ndarray] = []
+    for train in (True, False):
+        try:
+            images = dataset(root, train=train, download=True)
+        except Exception as error:  # network, disk and format errors of the download and the reader
+            raise OSError(
+                f"--data_root: cannot read or download {dataset.__name__} in {root}: {' '.join(str(error).split())}"
+            ) from error
+        pixels = images.data.numpy().reshape(len(images.data), -1)
+        parts += [pixels.astype(np.float32) / 255, images.targets.numpy()]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+_ARRAY_BUILDERS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads pickled numpy arrays, strings, numbers and containers of them; refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy._core.", "numpy.core."), name) in _ARRAY_BUILDERS:
+            internals: Any = np._core if hasattr(np, "_core") else np.core
+            return getattr(getattr(internals, module.rsplit(".", 1)[1]), name)
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            return _encode_latin1
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which is neither an array nor a string")
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 pickles bytes under the old protocols; no other codec is let in."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("it contains an encoded text other than latin1")
+    return text.encode("latin1")
+
+
+def _unpickle(path: pathlib.Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            values = ArrayUnpickler(file).load()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--root: there is no file {path}") from error
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise ValueError(f"--root: {path} is refused: {error or type(error).__name__}") from error
+    if not isinstance(values, (np.ndarray, list, tuple)):
+        raise ValueError(f"--root: {path} must hold an array or a list, got {type(values).__name__}")
+    array = np.asarray(values)
+    if array.dtype == object and all(isinstance(value, str) for value in array.ravel()):
+        array = array.astype(str)
+    return array
+
+
+def _imagenet_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    h5py = _import("h5py", "h5py")
+    path = folder / "ours_images_single_sm0.h5"
+    labels = _unpickle(folder / "ours_images_single_sm0.objects")
+    paths = _unpickle(folder / "ours_images_paths_sm0.objects")
+    if not path.is_file():
+        raise FileNotFoundError(f"--root: there is no file {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            if len(file) != 1:
+                raise ValueError(f"it must hold one dataset, not {len(file)}")
+            dataset = file[next(iter(file))]
+            if getattr(dataset, "ndim", 0) != 2 or dataset.shape[0] != len(labels):
+                raise ValueError(f"its dataset must have shape ({len(labels)}, n_features), as there are labels")
+            features = dataset[()]
+    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError by the kind of damage
+        raise ValueError(f"--root: {path} cannot be read: {error}") from error
+    if len(paths) != len(labels):
+        raise ValueError(f"--root: {folder} has {len(labels)} labels but {len(paths)} paths")
+    features, labels = _check(features, labels, str(path))
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1), labels
+
+
+def _imagenet(root: str) -> SignalData:
+    folder = pathlib.Path(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--root: there is no folder {folder}")
+    train, test = _imagenet_part(folder / "train"), _imagenet_part(folder / "test")
+    if train[0].shape[1] != test[0].shape[1]:
+        raise ValueError(
+            f"--root: train and test images must have as many features, got {train[0].shape[1]} and {test[0].shape[1]}"
+        )
+    return _split(*train, *test, standardize=False)
