@@ -1,0 +1,206 @@
+"""The mappings against projections found by other means: exhaustive search over supports, and root finding."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import brentq
+
+from egg_sparse.mappings import entmax, entmax15, softmax, sparsemax
+
+MAPPINGS = {
+    "softmax": (softmax, 1.0),
+    "sparsemax": (sparsemax, 2.0),
+    "entmax15": (entmax15, 1.5),
+    "entmax1.3": (lambda x: entmax(x, 1.3), 1.3),
+    "entmax2.7": (lambda x: entmax(x, torch.tensor(2.7)), 2.7),
+}
+by_mapping = pytest.mark.parametrize(("mapping", "alpha"), MAPPINGS.values(), ids=MAPPINGS)
+
+
+def dense(distribution, vocab_size):
+    probs = torch.zeros(distribution.probs.shape[1], vocab_size, dtype=distribution.probs.dtype)
+    return probs.scatter(1, distribution.messages.t(), distribution.probs.t())
+
+
+def brute_force_sparsemax(x):
+    """Tries every support: the optimum is the projection on the affine hull of one of them."""
+    best, best_distance = None, math.inf
+    for size in range(1, len(x) + 1):
+        for support in itertools.combinations(range(len(x)), size):
+            p = [0.0] * len(x)
+            shift = (sum(x[i] for i in support) - 1) / size
+            for i in support:
+                p[i] = x[i] - shift
+            distance = sum((a - b) ** 2 for a, b in zip(p, x, strict=True))
+            if min(p) >= -1e-12 and distance < best_distance:
+                best, best_distance = p, distance
+    return best
+
+
+def threshold_entmax(x, alpha):
+    """p_i = [(alpha - 1) x_i - tau]_+ ^ (1 / (alpha - 1)), tau by Brent's method; softmax for alpha = 1."""
+    if alpha == 1:
+        total = sum(math.exp(v - max(x)) for v in x)
+        return [math.exp(v - max(x)) / total for v in x]
+    z = [(alpha - 1) * v for v in x]
+
+    def p(tau):
+        return [max(0.0, v - tau) ** (1 / (alpha - 1)) for v in z]
+
+    tau = brentq(lambda tau: sum(p(tau)) - 1, max(z) - 1, max(z), xtol=1e-15, rtol=1e-14)
+    return p(tau)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=7))
+@settings(max_examples=100, deadline=None)
+def test_sparsemax_equals_the_best_of_all_supports(x):
+    found = dense(sparsemax(torch.tensor([x], dtype=torch.float64)), len(x))[0]
+    torch.testing.assert_close(found, torch.tensor(brute_force_sparsemax(x), dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+@by_mapping
+@given(x=arrays("float64", (3, 9), elements=st.floats(-5, 5)))
+@settings(max_examples=40, deadline=None)
+def test_equals_root_finding(mapping, alpha, x):
+    found = dense(mapping(torch.from_numpy(x)), 9)
+    expected = torch.tensor([threshold_entmax(row.tolist(), alpha) for row in x], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@by_mapping
+@given(x=arrays("float32", st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.floats(-1e4, 1e4, width=32)))
+@settings(max_examples=60, deadline=None)
+def test_invariants(mapping, alpha, x):
+    scores = torch.from_numpy(x)
+    d = mapping(scores)
+    torch.testing.assert_close(d.probs.sum(0), torch.ones(len(x)), atol=1e-5, rtol=0)
+    assert (d.probs >= 0).all()
+    assert (d.probs[:-1] >= d.probs[1:]).all()
+    assert d.probs.shape[0] == d.support_size.max()
+    for column in d.messages.t():
+        assert len(set(column.tolist())) == len(column)
+    best = scores.gather(1, d.mode[:, None])[:, 0]
+    torch.testing.assert_close(best, scores.amax(1), atol=1e-5, rtol=1e-5)
+    assert d.vocab_size == x.shape[1]
+
+
+@by_mapping
+def test_adding_a_constant_changes_nothing(mapping, alpha):
+    scores = torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(dense(mapping(scores), 8), dense(mapping(scores + 1000), 8), atol=1e-9, rtol=0)
+
+
+@by_mapping
+@pytest.mark.parametrize("scale", [1e-30, 1e6, 1e30])
+def test_any_scale_of_scores(mapping, alpha, scale):
+    scores = torch.tensor([[3.0, 1.0, -2.0], [0.0, 0.0, -1.0]]) * scale
+    probs = dense(mapping(scores), 3)
+    expected = [[1 / 3] * 3] * 2 if scale < 1 else [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
+    torch.testing.assert_close(probs, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@by_mapping
+def test_gradients(mapping, alpha):
+    scores = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(6, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: dense(mapping(x), 6) @ weights, (scores,), atol=1e-4)
+
+
+def test_gradient_of_learned_alpha():
+    scores = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    alpha = torch.tensor(1.6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, a: dense(entmax(x, a), 6), (scores, alpha), atol=1e-4)
+
+
+def test_alpha_per_example():
+    scores = torch.randn(2, 6, dtype=torch.float64)
+    both = dense(entmax(scores, torch.tensor([[1.2], [1.9]])), 6)
+    torch.testing.assert_close(both[:1], dense(entmax(scores[:1], 1.2), 6), atol=1e-6, rtol=0)
+    torch.testing.assert_close(both[1:], dense(entmax(scores[1:], 1.9), 6), atol=1e-6, rtol=0)
+
+
+def test_ties_go_to_the_lower_id():
+    d = sparsemax(torch.tensor([[0.5, 1.0, 1.0, 0.5, 1.0]]))
+    assert d.messages[:3, 0].tolist() == [1, 2, 4]
+    d = softmax(torch.zeros(2, 300))
+    assert torch.equal(d.messages, torch.arange(300)[:, None].expand(300, 2))
+
+
+@by_mapping
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_keeps_the_type(mapping, alpha, dtype):
+    d = mapping(torch.randn(4, 20).to(dtype))
+    assert d.probs.dtype == dtype
+    torch.testing.assert_close(d.probs.double().sum(0), torch.ones(4).double(), atol=0.05, rtol=0)
+
+
+@by_mapping
+def test_float32_under_autocast(mapping, alpha):
+    scores = torch.randn(4, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        d = mapping(scores.bfloat16())
+    assert d.probs.dtype == torch.float32
+    torch.testing.assert_close(d.probs, mapping(scores.bfloat16().float()).probs)
+
+
+@by_mapping
+def test_empty_batch_one_symbol_and_strides(mapping, alpha):
+    empty = mapping(torch.zeros(0, 5))
+    assert empty.probs.shape == (1, 0)
+    assert empty.mode.shape == (0,)
+    assert mapping(torch.tensor([[3.0]])).probs.tolist() == [[1.0]]
+    scores = torch.randn(6, 4, dtype=torch.float64)
+    torch.testing.assert_close(dense(mapping(scores.t()), 6), dense(mapping(scores.t().contiguous()), 6))
+
+
+@by_mapping
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_refuses_scores_that_are_not_finite(mapping, alpha, bad):
+    scores = torch.zeros(2, 3)
+    scores[1, 2] = bad
+    with pytest.raises(ValueError, match="scores must be finite: 1 of 6 are NaN or infinite"):
+        mapping(scores)
+
+
+@by_mapping
+def test_refuses_other_shapes_and_types(mapping, alpha):
+    with pytest.raises(ValueError, match=r"scores must have shape \(B, V\)"):
+        mapping(torch.zeros(3))
+    with pytest.raises(ValueError, match="V >= 1"):
+        mapping(torch.zeros(3, 0))
+    with pytest.raises(TypeError, match="scores must be floating point"):
+        mapping(torch.zeros(3, 2).long())
+    with pytest.raises(TypeError, match="scores must be a tensor"):
+        mapping([[1.0]])
+
+
+@pytest.mark.parametrize("alpha", [1, 0.5, math.inf, math.nan, torch.tensor(1.0), torch.tensor([[1.5], [0.9]])])
+def test_refuses_alpha_not_above_1(alpha):
+    with pytest.raises(ValueError, match="above 1"):
+        entmax(torch.zeros(2, 3), alpha)
+
+
+def test_refuses_alpha_of_another_shape():
+    with pytest.raises(ValueError, match=r"alpha must hold one value or be of shape \(B, 1\)"):
+        entmax(torch.zeros(2, 3), torch.full((3, 1), 1.5))
+    with pytest.raises(TypeError, match="alpha must be floating point"):
+        entmax(torch.zeros(2, 3), torch.tensor(2))
+
+
+@pytest.mark.gpu
+@by_mapping
+def test_cuda_equals_cpu_with_one_synchronisation(mapping, alpha):
+    scores = torch.randn(64, 256)
+    on_cpu, on_gpu = mapping(scores), mapping(scores.cuda())
+    torch.testing.assert_close(dense(on_cpu, 256), dense_on_cpu(on_gpu, 256), atol=1e-6, rtol=0)
+
+
+def dense_on_cpu(distribution, vocab_size):
+    from egg_sparse import SparseDistribution
+
+    return dense(SparseDistribution(distribution.messages.cpu(), distribution.probs.cpu(), vocab_size), vocab_size)

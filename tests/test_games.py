@@ -1,0 +1,603 @@
+"""The games against a brute-force sum over the whole vocabulary, in float64: loss and all gradients."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from egg_sparse import CommunicationMarg, SparsemaxWrapper, SymbolGameMarg
+from tests.conftest import real_egg
+
+EGG_ONLY = pytest.mark.skipif(real_egg() is None, reason="EGG is not installed")
+
+
+class Sender(nn.Module):
+    """Scores symbols by the target, the first of the images, wherever the examples are."""
+
+    def __init__(self, n_features, vocab_size, examples_axis):
+        super().__init__()
+        self.linear = nn.Linear(n_features, vocab_size)
+        self.examples_axis = examples_axis
+
+    def forward(self, images, aux_input=None):
+        target = images[0] if self.examples_axis == 1 else images[:, 0]
+        return 3 * self.linear(target).log_softmax(1)
+
+
+class Receiver(nn.Module):
+    """Picks a candidate, as the receiver of EGG's signal game does."""
+
+    def __init__(self, n_features, vocab_size, examples_axis, one_hot, hidden=7):
+        super().__init__()
+        self.embed = nn.Linear(n_features, hidden, bias=False)
+        self.read = nn.Linear(vocab_size, hidden, bias=False) if one_hot else nn.Embedding(vocab_size, hidden)
+        self.examples_axis = examples_axis
+
+    def forward(self, message, images, aux_input=None):
+        candidates = self.embed(images.transpose(0, 1) if self.examples_axis == 1 else images)
+        return torch.bmm(candidates, self.read(message).unsqueeze(-1)).squeeze(-1).log_softmax(1)
+
+
+def nll(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    loss = F.nll_loss(receiver_output, labels, reduction="none")
+    return loss, {"acc": (receiver_output.argmax(1) == labels).to(loss), "rank": receiver_output.argsort(1).to(loss)}
+
+
+def batch_of(size, axis, n_features=4, game_size=3):
+    images = torch.randn(game_size, size, n_features, dtype=torch.float64)
+    labels = torch.arange(size) % game_size
+    if axis == 0:
+        images = images.transpose(0, 1).contiguous()
+    return images, labels, images.flip(2)
+
+
+def brute_force(game, batch, vocab_size, one_hot, coefficient):
+    """Plays every symbol of the vocabulary to every example, one plain call each, and sums with dense probabilities."""
+    sender_input, labels, receiver_input = batch
+    scores = game.sender.agent(sender_input) / game.sender.temperature
+    normalizer = game.sender.normalizer if game.sender.alpha is None else game.sender.alpha
+    distribution = SparsemaxWrapper(nn.Identity(), normalizer)(scores)
+    probs = torch.zeros_like(scores).scatter(1, distribution.messages.t(), distribution.probs.t())
+    total, aux = 0, {"acc": 0, "rank": 0}
+    for symbol in range(vocab_size):
+        message = torch.full(labels.shape, symbol)
+        if one_hot:
+            message = F.one_hot(message, vocab_size).double()
+        output = game.receiver(message, receiver_input, None)
+        loss, reported = nll(sender_input, message, receiver_input, output, labels, None)
+        total = total + probs[:, symbol] * loss
+        for name, value in reported.items():
+            aux[name] = aux[name] + probs[:, symbol].view(-1, *(1,) * (value.dim() - 1)) * value
+    entropy = -torch.special.xlogy(probs, torch.where(probs > 0, probs, 1)).sum(1)
+    return (total - coefficient * entropy).mean(), aux, probs
+
+
+def gradients(loss, game):
+    return torch.autograd.grad(loss, list(game.parameters()))
+
+
+def game_of(normalizer, strategy, message_format, vocab_size, axis, coefficient=0.2, **options):
+    sender = SparsemaxWrapper(Sender(4, vocab_size, axis), normalizer, message_format)
+    receiver = Receiver(4, vocab_size, axis, message_format == "one_hot")
+    return SymbolGameMarg(sender, receiver, nll, coefficient, strategy=strategy, **options).double()
+
+
+@pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", "softmax", 1.3, "learned"])
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+@pytest.mark.parametrize("message_format", ["index", "one_hot"])
+@pytest.mark.parametrize(("vocab_size", "size", "axis"), [(1, 1, 0), (2, 3, 0), (17, 5, 0), (17, 5, 1), (300, 2, 1)])
+def test_equals_brute_force(normalizer, strategy, message_format, vocab_size, size, axis):
+    if normalizer == "learned":
+        normalizer = nn.Parameter(torch.tensor(1.6))
+    game = game_of(normalizer, strategy, message_format, vocab_size, axis)
+    batch = batch_of(size, axis)
+    if strategy == "gather" and axis == 1:
+        with pytest.raises(ValueError, match="gather needs the examples on axis 0 of sender_input"):
+            game(*batch)
+        return
+    loss, interaction = game(*batch)
+    expected, aux, probs = brute_force(game, batch, vocab_size, message_format == "one_hot", 0.2)
+    torch.testing.assert_close(loss, expected, atol=1e-10, rtol=1e-10)
+    for found, wanted in zip(gradients(loss, game), gradients(expected, game), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(interaction.aux["acc"], aux["acc"].detach())
+    torch.testing.assert_close(interaction.aux["rank"], aux["rank"].detach())
+    assert torch.equal(interaction.aux["support"], (probs > 0).sum(1).double())
+    greedy = probs.argmax(1) if message_format == "index" else F.one_hot(probs.argmax(1), vocab_size).double()
+    assert torch.equal(interaction.message, greedy)
+    calls = (probs > 0).sum(1) if strategy == "gather" else (probs > 0).sum(1).max().expand(size)
+    assert torch.equal(interaction.aux["decoder_calls"], calls.double())
+    assert not any(value.requires_grad for value in interaction.aux.values())
+
+
+@EGG_ONLY
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize("message_format", ["index", "one_hot"])
+def test_unmodified_egg_agents(strategy, message_format):
+    from egg.zoo.signal_game.archs import InformedSender
+    from egg.zoo.signal_game.archs import Receiver as EGGReceiver
+
+    one_hot = message_format == "one_hot"
+    sender = SparsemaxWrapper(InformedSender(3, 4, 5, 6, 20), 1.5, message_format)
+    receiver = EGGReceiver(3, 4, 5, 20, reinforce=not one_hot)
+    game = SymbolGameMarg(sender, receiver, nll, 0.2, strategy=strategy).double()
+    batch = batch_of(5, 1)
+    loss, _ = game(*batch)
+    expected, _, _ = brute_force(game, batch, 20, one_hot, 0.2)
+    torch.testing.assert_close(loss, expected)
+    for found, wanted in zip(gradients(loss, game), gradients(expected, game), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("message_format", ["index", "one_hot"])
+def test_symbol_receiver_wrapper_of_both_hosts(core, message_format):
+    class Agent(nn.Module):
+        def forward(self, embedded, input=None, aux_input=None):
+            return embedded.tanh()
+
+    sender = SparsemaxWrapper(Sender(4, 20, 0), message_format=message_format)
+    images = batch_of(5, 0)[0]
+    receiver = core.SymbolReceiverWrapper(Agent(), 20, 6)
+    game = SymbolGameMarg(sender, receiver, squared_distance).double()
+    results = []
+    for game.strategy in ("loop", "vmap", "gather"):
+        loss, _ = game(images, None)
+        results.append([loss, *gradients(loss, game)])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
+def squared_distance(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    return (receiver_output.sum(1) - sender_input.flatten(1).sum(1)).pow(2), {}
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "gather", "loop"])
+@pytest.mark.parametrize("chunk_size", [1, 3, 1000])
+def test_chunks_change_nothing(strategy, chunk_size):
+    game = game_of("softmax", strategy, "index", 17, 0)
+    batch = batch_of(5, 0)
+    whole, _ = game(*batch)
+    game.chunk_size = chunk_size
+    in_chunks, _ = game(*batch)
+    torch.testing.assert_close(in_chunks, whole)
+    for found, wanted in zip(gradients(in_chunks, game), gradients(whole, game), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_chunks_repeat_dropout_in_the_backward_pass():
+    torch.manual_seed(0)
+    game = game_of("softmax", "vmap", "index", 17, 0, chunk_size=4)
+    game.receiver.embed = nn.Sequential(game.receiver.embed, nn.Dropout(0.5)).double()
+    batch = batch_of(5, 0)
+    torch.manual_seed(1)
+    loss, _ = game(*batch)
+    direction = [torch.randn_like(p) for p in game.parameters()]
+    slope = sum((g * d).sum() for g, d in zip(gradients(loss, game), direction, strict=True))
+
+    def loss_at(step):
+        with torch.no_grad():
+            for p, d in zip(game.parameters(), direction, strict=True):
+                p += step * d
+        torch.manual_seed(1)
+        value = game(*batch)[0].detach()
+        with torch.no_grad():
+            for p, d in zip(game.parameters(), direction, strict=True):
+                p -= step * d
+        return value
+
+    torch.testing.assert_close(slope, (loss_at(1e-6) - loss_at(-1e-6)) / 2e-6, atol=1e-5, rtol=1e-5)
+
+
+def test_greedy_evaluation_plays_the_mode_and_expected_the_sum():
+    game = game_of("sparsemax", "auto", "index", 17, 1, coefficient=0.0)
+    images, labels, candidates = batch_of(5, 1)
+    training_loss, _ = game(images, labels, candidates)
+    game.eval()
+    loss, interaction = game(images, labels, candidates)
+    mode = game.sender(images, None).mode
+    output = game.receiver(mode, candidates)
+    torch.testing.assert_close(loss, F.nll_loss(output, labels))
+    assert torch.equal(interaction.message, mode)
+    torch.testing.assert_close(interaction.receiver_output, output.detach())
+    assert interaction.aux["decoder_calls"].tolist() == [1.0] * 5
+    assert torch.equal(interaction.message_length, torch.ones(5))
+    game.evaluation = "expected"
+    torch.testing.assert_close(game(images, labels, candidates)[0], training_loss)
+    with pytest.raises(ValueError, match='evaluation must be "greedy" or "expected"'):
+        game.evaluation = "sampled"
+
+
+class Recurrent(nn.Module):
+    """Reads the message as a packed sequence of one symbol."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Embedding(17, 6)
+        self.rnn = nn.GRU(6, 6, batch_first=True)
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        lengths = torch.ones(len(message), dtype=torch.long)
+        packed = nn.utils.rnn.pack_padded_sequence(self.read(message).unsqueeze(1), lengths, batch_first=True)
+        return self.rnn(packed)[1][0]
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Embedding(17, 6)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        return self.drop(self.read(message))
+
+
+class Normalizing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Embedding(17, 6)
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        return self.norm(self.read(message))
+
+
+class Peeking(nn.Module):
+    """Looks at a value, which vmap cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Embedding(17, 6)
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        return self.read(message) * (1 + message.sum().item() * 0)
+
+
+@pytest.mark.parametrize("receiver_class", [Recurrent, Normalizing, Peeking])
+def test_what_vmap_cannot_trace_is_played_by_loop(receiver_class):
+    sender = SparsemaxWrapper(Sender(4, 17, 1), "entmax15")
+    game = SymbolGameMarg(sender, receiver_class(), distance_of_axis_1).double()
+    images = batch_of(5, 1)[0]
+    with pytest.warns(RuntimeWarning, match="strategy auto calls the receiver once per message"):
+        loss, _ = game(images, None, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        game(images, None, images)
+    reference = copy.deepcopy(game)
+    reference.strategy = "loop"
+    torch.testing.assert_close(reference(images, None, images)[0], loss)
+
+
+def distance_of_axis_1(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    return (receiver_output.sum(1) - sender_input[0].sum(1)).pow(2), {}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+def test_dropout_differs_between_messages(strategy):
+    sender = SparsemaxWrapper(Sender(4, 17, 0), "softmax")
+    receiver = Dropping()
+    nn.init.ones_(receiver.read.weight)
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return receiver_output.sum(1), {"output": receiver_output.sum(1)}
+
+    game = SymbolGameMarg(sender, receiver, loss, strategy=strategy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        values = [game(batch_of(64, 0)[0].float(), None)[1].aux["output"] for _ in range(2)]
+    seen = torch.stack(values)
+    assert 5 < seen.mean() < 7, "6 units of 1, half of them dropped and the others doubled"
+    assert seen.std() < 2, "17 messages with a mask each average out; one mask for all would give 2.4"
+
+
+def test_batchnorm_is_not_gathered():
+    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Normalizing(), squared_distance, strategy="gather")
+    images = batch_of(5, 0)[0].float()
+    with pytest.raises(ValueError, match="gather cannot play a receiver with BatchNorm in training"):
+        game(images, None)
+    game.evaluation = "expected"
+    game.eval()
+    gathered = game(images, None)[0]
+    game.strategy = "vmap"
+    torch.testing.assert_close(game(images, None)[0], gathered)
+
+
+def test_auto_gathers_only_where_examples_are_certainly_first(caplog):
+    caplog.set_level("INFO", logger="egg_sparse")
+    for size, expected in ((5, "gather"), (3, "vmap")):
+        caplog.clear()
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Dropping(), squared_distance)
+        images = batch_of(size, 0)[0].float()
+        game(images, None)
+        game(images, None)
+        assert caplog.messages == [f"strategy auto plays this receiver with {expected}"], "said once"
+
+
+def test_scalars_that_a_loss_reports_are_expanded(core):
+    def loss(*args):
+        per_example, aux = nll(*args)
+        return per_example, {"acc": aux["acc"].mean(), "constant": 3, "flag": torch.tensor([1.0])}
+
+    batch = batch_of(5, 1)
+    results = {}
+    for strategy in ("vmap", "loop"):
+        torch.manual_seed(0)
+        game = game_of("sparsemax", strategy, "index", 17, 1)
+        game.loss = loss
+        _, interaction = game(*batch)
+        results[strategy] = interaction.aux
+        assert interaction.aux["constant"].tolist() == pytest.approx([3.0] * 5)
+        assert interaction.aux["flag"].tolist() == pytest.approx([1.0] * 5)
+        assert interaction.aux["acc"].shape == (5,)
+        core.Interaction.from_iterable([interaction, interaction])
+    torch.testing.assert_close(results["vmap"], results["loop"])
+    game = game_of("sparsemax", "gather", "index", 17, 0)
+    game.loss = loss
+    with pytest.raises(ValueError, match="gather needs one value of acc per example"):
+        game(*batch_of(5, 0))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+def test_acting_receivers_learn_by_the_score_function(core, strategy):
+    """The mean gradient over many draws of the receiver's actions equals the exact one."""
+    vocab_size, size = 6, 400
+
+    class Guesser(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Embedding(vocab_size, 3)
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.read(message).log_softmax(1)
+
+    def miss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output != labels).double(), {}
+
+    def miss_exactly(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return 1 - receiver_output.exp().gather(1, labels[:, None])[:, 0], {}
+
+    images = batch_of(1, 0)[0].expand(size, -1, -1).clone()
+    labels = torch.ones(size, dtype=torch.long)
+    guesser = Guesser()
+    sender = SparsemaxWrapper(Sender(4, vocab_size, 0), "softmax")
+    sampled = SymbolGameMarg(sender, core.ReinforceWrapper(guesser), miss, strategy=strategy).double()
+    exact = SymbolGameMarg(sender, guesser, miss_exactly).double()
+    wanted = gradients(exact(images, labels)[0], exact)
+    found = [gradients(sampled(images, labels)[0], sampled) for _ in range(60)]
+    for index, gradient in enumerate(wanted):
+        mean = torch.stack([each[index] for each in found]).mean(0)
+        torch.testing.assert_close(mean, gradient, atol=0.02, rtol=0.1)
+
+
+def test_receiver_entropy(core):
+    sender = SparsemaxWrapper(Sender(4, 6, 0))
+    agent = nn.Embedding(6, 3)
+
+    class Guesser(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = agent
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.read(message)
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return torch.zeros(len(message)), {}
+
+    images = batch_of(5, 0)[0].float()
+    game = SymbolGameMarg(sender, core.ReinforceWrapper(Guesser()), loss, receiver_entropy_coeff=0.5)
+    optimized, interaction = game(images, None)
+    torch.testing.assert_close(optimized.detach(), -0.5 * interaction.aux["receiver_entropy"].mean())
+    deterministic = SymbolGameMarg(
+        sender, core.ReinforceDeterministicWrapper(Guesser()), squared_distance, receiver_entropy_coeff=0.5
+    )
+    loss, interaction = deterministic(images, None)
+    assert interaction.aux["receiver_entropy"].tolist() == [0.0] * 5
+    with pytest.raises(ValueError, match="receiver_entropy_coeff must be 0 for a deterministic receiver"):
+        SymbolGameMarg(sender, Guesser(), squared_distance, receiver_entropy_coeff=0.5)(images, None)
+
+
+def test_logging_strategies(core):
+    batch = batch_of(5, 1)
+    game = game_of("sparsemax", "auto", "index", 17, 1)
+    _, everything = game(*batch)
+    assert torch.equal(everything.sender_input, batch[0])
+    assert everything.receiver_output.shape == (5, 3)
+    assert everything.message_length.tolist() == [1.0] * 5
+    kept = core.LoggingStrategy(False, False, False, False, True, False, True)
+    game = game_of("sparsemax", "auto", "index", 17, 1, train_logging_strategy=kept)
+    _, some = game(*batch)
+    assert (some.sender_input, some.receiver_input, some.labels, some.receiver_output) == (None,) * 4
+    assert some.size == 5
+
+
+def test_aux_input_reaches_receiver_and_loss():
+    class Adding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Embedding(17, 1)
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.read(message)[:, 0] + aux_input["bias"]
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return receiver_output * aux_input["weight"], {}
+
+    aux = {"bias": torch.randn(5), "weight": torch.randn(5)}
+    images = batch_of(5, 0)[0].float()
+    values = []
+    for strategy in ("vmap", "gather", "loop"):
+        torch.manual_seed(0)
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Adding(), loss, strategy=strategy)
+        values.append(game(images, None, None, aux)[0])
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(values[0], values[2])
+
+
+def test_population_game(core):
+    senders = [SparsemaxWrapper(Sender(4, 17, 1)) for _ in range(2)]
+    receivers = [Receiver(4, 17, 1, one_hot=False) for _ in range(2)]
+    game = core.PopulationGame(
+        CommunicationMarg(sender_entropy_coeff=0.1), core.FullSweepAgentSampler(senders, receivers, [nll])
+    ).double()
+    batch = batch_of(5, 1)
+    found = sorted(game(*batch)[0].item() for _ in range(4))
+    wanted = sorted(SymbolGameMarg(s, r, nll, 0.1)(*batch)[0].item() for s in senders for r in receivers)
+    assert found == pytest.approx(wanted)
+    game.eval()
+    assert game(*batch)[1].aux["decoder_calls"].tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_autocast(strategy, dtype):
+    game = game_of("sparsemax", strategy, "index", 17, 0).float()
+    images, labels, candidates = batch_of(5, 0)
+    images, candidates = images.float(), candidates.float()
+    exact = game(images, labels, candidates)[0]
+    with torch.autocast("cpu", dtype=dtype):
+        loss, _ = game(images, labels, candidates)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, atol=0.05, rtol=0.05)
+    loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in game.parameters())
+
+
+def test_deepcopy_and_state_dict():
+    game = game_of("sparsemax", "auto", "index", 17, 1)
+    batch = batch_of(5, 1)
+    loss, _ = game(*batch)
+    torch.testing.assert_close(copy.deepcopy(game)(*batch)[0], loss)
+    assert {name.split(".")[0] for name in game.state_dict()} == {"sender", "receiver"}
+    assert "strategy=auto" in repr(game)
+
+
+class TestMistakes:
+    batch = staticmethod(lambda: [value.float() if value.is_floating_point() else value for value in batch_of(5, 1)])
+
+    def test_sender_not_wrapped(self):
+        game = SymbolGameMarg(Sender(4, 17, 1), Receiver(4, 17, 1, False), nll)
+        with pytest.raises(TypeError, match="wrap the agent with SparsemaxWrapper; it returned Tensor"):
+            game(*self.batch())
+
+    @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+    def test_averaged_loss(self, strategy):
+        def averaged(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+            return F.nll_loss(receiver_output, labels), {}
+
+        game = SymbolGameMarg(
+            SparsemaxWrapper(Sender(4, 17, 0)), Receiver(4, 17, 0, False), averaged, strategy=strategy
+        )
+        images, labels, candidates = batch_of(5, 0)
+        with pytest.raises(ValueError, match="must not average over the batch"):
+            game(images.float(), labels, candidates.float())
+
+    @pytest.mark.parametrize(
+        ("result", "error"),
+        [
+            (torch.zeros(5, 2), r"shape \(5,\), but returned shape \(5, 2\)"),
+            (1.0, r"must return \(loss per example, dict of tensors\), got float"),
+            ((1.0, {}), "must return a tensor of losses"),
+            ((torch.zeros(5), {"note": "fine"}), "note is a str"),
+        ],
+    )
+    def test_other_losses(self, result, error):
+        returned = result if not isinstance(result, torch.Tensor) else (result, {})
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), lambda *_: returned)
+        with pytest.raises((TypeError, ValueError), match=error):
+            game(*self.batch())
+
+    def test_empty_batch(self):
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
+        with pytest.raises(ValueError, match="the batch is empty"):
+            game(torch.zeros(3, 0, 4), torch.zeros(0).long(), torch.zeros(3, 0, 4))
+
+    def test_scores_that_are_not_finite(self):
+        images, labels, candidates = self.batch()
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
+        with pytest.raises(ValueError, match="scores must be finite"):
+            game(images * math.nan, labels, candidates)
+
+    @pytest.mark.parametrize("strategy", ["auto", "vmap", "loop"])
+    @pytest.mark.parametrize(
+        ("message_format", "one_hot", "covered", "error"),
+        [
+            ("index", False, 16, "vocabulary has 17 symbols, .* covers 16"),
+            ("one_hot", True, 16, "vocabulary has 17 symbols, .* covers 16"),
+            ("one_hot", True, 18, "vocabulary has 17 symbols, .* covers 18"),
+            ("index", True, 17, 'message_format="one_hot"'),
+            ("one_hot", False, 17, 'message_format="index"'),
+        ],
+    )
+    def test_vocabularies_that_do_not_fit(self, strategy, message_format, one_hot, covered, error):
+        """Found in the first batch, whether or not it has a symbol that the receiver lacks."""
+        sender = Sender(4, 17, 1)
+        nn.init.zeros_(sender.linear.weight)
+        sender.linear.bias.data = torch.arange(17.0).flip(0)
+        game = SymbolGameMarg(
+            SparsemaxWrapper(sender, message_format=message_format),
+            Receiver(4, covered, 1, one_hot),
+            nll,
+            strategy=strategy,
+        )
+        with pytest.raises(ValueError, match=error):
+            game(*self.batch())
+
+    def test_symbols_beyond_a_table(self):
+        class Table(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table = nn.Parameter(torch.randn(16, 3))
+
+            def forward(self, message, receiver_input=None, aux_input=None):
+                return self.table[message].log_softmax(1)
+
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1), "softmax"), Table(), nll)
+        with pytest.raises(ValueError, match="must be able to read symbols 0 to 16"):
+            game(*self.batch())
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"strategy": "map"}, "strategy must be one of auto, vmap, gather, loop, got 'map'"),
+            ({"chunk_size": 0}, "chunk_size must be at least 1"),
+            ({"chunk_size": 2.0}, "chunk_size must be None or a number of messages, got float"),
+            ({"evaluation": "argmax"}, "evaluation must be"),
+        ],
+    )
+    def test_options(self, options, error):
+        with pytest.raises((TypeError, ValueError), match=error):
+            CommunicationMarg(**options)
+
+    def test_an_error_of_the_receiver_is_shown_as_it_is(self):
+        class Broken(nn.Module):
+            def forward(self, message, receiver_input=None, aux_input=None):
+                raise KeyError("my own mistake")
+
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Broken(), nll)
+        with pytest.raises(KeyError, match="my own mistake"):
+            game(*self.batch())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "loop"])
+def test_cuda_equals_cpu(strategy):
+    game = game_of("sparsemax", strategy, "index", 17, 1)
+    batch = batch_of(5, 1)
+    loss, _ = game(*batch)
+    on_gpu, interaction = copy.deepcopy(game).cuda()(*(value.cuda() for value in batch))
+    torch.testing.assert_close(on_gpu.cpu(), loss)
+    assert interaction.message.is_cuda
+
+
+@pytest.mark.gpu
+def test_float16_autocast_on_cuda():
+    game = game_of("sparsemax", "auto", "index", 17, 1).float().cuda()
+    batch = [value.float().cuda() if value.is_floating_point() else value.cuda() for value in batch_of(5, 1)]
+    exact = game(*batch)[0]
+    with torch.autocast("cuda"):
+        loss, _ = game(*batch)
+    torch.testing.assert_close(loss, exact, atol=0.05, rtol=0.05)

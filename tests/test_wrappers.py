@@ -1,0 +1,117 @@
+import pytest
+import torch
+from torch import nn
+
+from egg_sparse import SparsemaxWrapper, host
+
+
+class Agent(nn.Linear):
+    def forward(self, x, aux_input=None):
+        return super().forward(x)
+
+
+def dense(distribution):
+    probs = torch.zeros(distribution.probs.shape[1], distribution.vocab_size, dtype=distribution.probs.dtype)
+    return probs.scatter(1, distribution.messages.t(), distribution.probs.t())
+
+
+@pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", "softmax", 1.3, 2, nn.Parameter(torch.tensor(1.7))])
+def test_log_probabilities_and_scores_give_the_same_distribution(normalizer):
+    class LogAgent(Agent):
+        def forward(self, x, aux_input=None):
+            return super().forward(x).log_softmax(1)
+
+    agent, x = Agent(5, 12), torch.randn(8, 5)
+    log_agent = LogAgent(5, 12)
+    log_agent.load_state_dict(agent.state_dict())
+    first, second = SparsemaxWrapper(agent, normalizer)(x, None), SparsemaxWrapper(log_agent, normalizer)(x, None)
+    torch.testing.assert_close(dense(first), dense(second), atol=1e-5, rtol=0)
+
+
+def test_numbers_mean_alpha():
+    agent, x = Agent(5, 12), torch.randn(8, 5)
+    for name, alpha in (("sparsemax", 2), ("entmax15", 1.5)):
+        torch.testing.assert_close(
+            dense(SparsemaxWrapper(agent, name)(x)), dense(SparsemaxWrapper(agent, float(alpha))(x))
+        )
+
+
+def test_one_hot_messages():
+    wrapper = SparsemaxWrapper(Agent(5, 12), message_format="one_hot")
+    x = torch.randn(8, 5)
+    vectors, symbols = wrapper(x), SparsemaxWrapper(wrapper.agent)(x)
+    assert torch.equal(vectors.messages.argmax(-1), symbols.messages)
+    assert torch.equal(vectors.messages.sum(-1), torch.ones_like(vectors.probs))
+    torch.testing.assert_close(vectors.mean, dense(symbols))
+
+
+def test_temperature_divides_scores_and_is_annealed_by_egg(core):
+    agent, x = Agent(5, 12), torch.randn(8, 5)
+    wrapper = SparsemaxWrapper(agent, temperature=4.0)
+    with torch.no_grad():
+        hot = dense(wrapper(x))
+        agent.weight /= 4
+        agent.bias /= 4
+    torch.testing.assert_close(hot, dense(SparsemaxWrapper(agent)(x)))
+    core.TemperatureUpdater(wrapper, decay=0.5, minimum=1.5).on_epoch_end(0.0, None, 1)
+    assert wrapper.temperature == 2.0
+    assert "temperature=2.0" in repr(wrapper)
+
+
+def test_learned_alpha_trains_and_stays_above_1():
+    alpha = nn.Parameter(torch.tensor(1.5))
+    wrapper = SparsemaxWrapper(Agent(5, 12), alpha)
+    assert any(parameter is alpha for parameter in wrapper.parameters())
+    x = torch.randn(8, 5)
+    wrapper(x).entropy().sum().backward()
+    assert alpha.grad.abs() > 0
+    with torch.no_grad():
+        alpha.fill_(0.2)
+    alpha.grad = None
+    distribution = wrapper(x)
+    torch.testing.assert_close(dense(distribution), dense(SparsemaxWrapper(wrapper.agent, 1.01)(x)), atol=1e-4, rtol=0)
+    distribution.entropy().sum().backward()
+    assert torch.isfinite(alpha.grad)
+    assert alpha.grad != 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"normalizer": "sofmax"}, "normalizer must be one of softmax, sparsemax, entmax15"),
+        ({"normalizer": 1.0}, "finite number above 1, got 1.0"),
+        ({"normalizer": float("inf")}, "finite number above 1"),
+        ({"normalizer": True}, "normalizer must be a string, a number or an nn.Parameter, got bool"),
+        ({"normalizer": nn.Parameter(torch.tensor([1.5, 2.0]))}, "one number above 1"),
+        ({"normalizer": nn.Parameter(torch.tensor(0.5))}, "one number above 1"),
+        ({"message_format": "onehot"}, 'message_format must be "index" or "one_hot"'),
+        ({"temperature": 0}, "temperature must be a finite number above 0, got 0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number above 0"),
+    ],
+)
+def test_refuses_options(options, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        SparsemaxWrapper(Agent(5, 12), **options)
+
+
+def test_refuses_what_agents_should_not_return():
+    class Sampling(nn.Module):
+        def forward(self, x, aux_input=None):
+            return x, x
+
+    with pytest.raises(TypeError, match=r"must return a tensor of scores \(B, V\), got tuple"):
+        SparsemaxWrapper(Sampling())(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="scores must be finite: 3 of 6"):
+        SparsemaxWrapper(nn.Identity())(torch.tensor([[float("nan")] * 3, [0.0] * 3]))
+    with pytest.raises(ValueError, match=r"scores must have shape \(B, V\) with V >= 1 symbols, got \(2, 3, 4\)"):
+        SparsemaxWrapper(nn.Identity())(torch.zeros(2, 3, 4))
+    wrapper = SparsemaxWrapper(nn.Identity())
+    wrapper.temperature = -1
+    with pytest.raises(ValueError, match="temperature must be"):
+        wrapper(torch.zeros(2, 3))
+
+
+def test_state_dict_is_the_agents_own():
+    """A checkpoint of the same agent under EGG's wrapper can be loaded."""
+    agent = Agent(5, 12)
+    assert set(SparsemaxWrapper(agent).state_dict()) == set(host.core.ReinforceWrapper(agent).state_dict())
