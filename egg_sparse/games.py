@@ -116,7 +116,8 @@ class _Marginalization(nn.Module):
             optimized_loss = optimized_loss - self.receiver_entropy_coeff * receiver_entropy.mean()
             if self.training:
                 advantage = played.values["loss"].detach() - _mean_of_others(losses.detach())
-                optimized_loss = optimized_loss + expect(advantage * played.values["receiver_log_prob"]).mean()
+                policy_loss = (advantage * played.values["receiver_log_prob"]).mul(distribution.probs.detach())
+                optimized_loss = optimized_loss + torch.where(distribution.mask, policy_loss, 0).sum(0).mean()
             aux["receiver_entropy"] = receiver_entropy.detach()
         elif self.receiver_entropy_coeff:
             raise ValueError(

@@ -82,7 +82,7 @@ class SparsemaxWrapper(nn.Module):
                 )
             self.normalizer = normalizer
         elif isinstance(normalizer, nn.Parameter):
-            if normalizer.numel() != 1 or not normalizer.is_floating_point() or not float(normalizer) > 1:
+            if normalizer.numel() != 1 or not normalizer.is_floating_point() or not normalizer.item() > 1:
                 raise ValueError(f"a learnable normalizer must hold one number above 1, got {normalizer.data}")
             self.normalizer, self.alpha = "entmax", normalizer
         elif isinstance(normalizer, (int, float)) and not isinstance(normalizer, bool):
@@ -100,7 +100,8 @@ class SparsemaxWrapper(nn.Module):
             raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
 
     def extra_repr(self) -> str:
-        normalizer = self.normalizer if self.alpha is None else f"entmax, alpha={float(self.alpha):.4g}"
+        alpha = self.alpha.item() if isinstance(self.alpha, nn.Parameter) else self.alpha
+        normalizer = self.normalizer if alpha is None else f"entmax, alpha={alpha:.4g}"
         return f"normalizer={normalizer}, message_format={self.message_format}, temperature={self.temperature}"
 
     def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:

@@ -116,6 +116,7 @@ def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribut
         if alpha in closed_forms:
             return closed_forms[alpha](scores)
         return _distribution(scores, lambda x: entmax_library.entmax_bisect(_stable(x, alpha), alpha, dim=-1))
+    _check_scores(scores)
     if not alpha.is_floating_point():
         raise TypeError(f"alpha must be floating point, got {alpha.dtype}")
     per_example = alpha.reshape(1, 1) if alpha.numel() == 1 else alpha
@@ -140,16 +141,20 @@ def _stable(scores: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
     return torch.maximum(shifted, torch.as_tensor(floor, dtype=scores.dtype, device=scores.device))
 
 
-def _distribution(
-    scores: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor], alpha: torch.Tensor | None = None
-) -> SparseDistribution:
-    """The support of ``normalize(scores)``, sorted, found with one device synchronisation."""
+def _check_scores(scores: torch.Tensor) -> None:
     if not isinstance(scores, torch.Tensor):
         raise TypeError(f"scores must be a tensor, got {type(scores).__name__}")
     if not scores.is_floating_point():
         raise TypeError(f"scores must be floating point, got {scores.dtype}")
     if scores.dim() != 2 or scores.shape[1] == 0:
         raise ValueError(f"scores must have shape (B, V) with V >= 1 symbols, got {tuple(scores.shape)}")
+
+
+def _distribution(
+    scores: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor], alpha: torch.Tensor | None = None
+) -> SparseDistribution:
+    """The support of ``normalize(scores)``, sorted, found with one device synchronisation."""
+    _check_scores(scores)
     batch, vocab_size = scores.shape
 
     # Not finite scores are refused below, together with the one synchronisation; until then they must not

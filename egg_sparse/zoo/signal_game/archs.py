@@ -49,15 +49,21 @@ class MLPSender(nn.Module):
 class Receiver(nn.Module):
     """Log-probabilities ``(B, game_size)`` of the candidates: dot products of their embeddings with the message's.
 
-    Messages are symbol ids, or one-hot (and relaxed) if ``one_hot``, initialised as in the paper's code.
+    Messages are symbol ids, or one-hot (and relaxed) if ``one_hot``. Symbols' embeddings start with a standard
+    deviation of ``symbol_std``, as in the paper's code if None: 1 for ids, about 1 / sqrt(3 vocab_size) for one-hot.
+    Small ones make messages start out alike, so that the loss does not rush the sender into using a few of them.
     """
 
-    def __init__(self, n_features: int, embedding_size: int, vocab_size: int, one_hot: bool) -> None:
+    def __init__(
+        self, n_features: int, embedding_size: int, vocab_size: int, one_hot: bool, symbol_std: float | None = None
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(n_features, embedding_size, bias=False)
         self.read = (
             nn.Linear(vocab_size, embedding_size, bias=False) if one_hot else nn.Embedding(vocab_size, embedding_size)
         )
+        if symbol_std is not None:
+            nn.init.normal_(self.read.weight, std=symbol_std)
 
     def forward(self, message: torch.Tensor, images: torch.Tensor, aux_input: Any = None) -> torch.Tensor:
         candidates = self.embed(images).transpose(0, 1)

@@ -81,7 +81,7 @@ def _add_method_options(parser: ZooParser) -> None:
     normalizers = "sparsemax, softmax, entmax15 or an alpha above 1"
     option("--normalizer", type=_normalizer, default="sparsemax", help=f"marg: {normalizers} (default: sparsemax)")
     entropy = "marg, sfe: coefficient of the acting agents' entropy in nats"
-    option("--entropy_coeff", type=not_negative, default=0.3, help=f"{entropy} (default: 0.3)")
+    option("--entropy_coeff", type=not_negative, default=0.1, help=f"{entropy} (default: 0.1)")
     losses = "negative log-likelihood, or accuracy of a sampled guess"
     option("--loss_type", choices=("nll", "acc"), default="nll", help=f"sfe: {losses} (default: nll)")
     baselines = "running mean, mean of the batch's other examples, or none"
@@ -99,12 +99,14 @@ def _add_game_options(parser: ZooParser) -> None:
     option("--game_size", type=count, default=16, help="candidates, the target among them (default: 16)")
     option("--same", type=int, choices=(0, 1), default=0, help="1: candidates of the same concept (default: 0)")
     option("--latent_size", type=count, default=None, help="the same as --vocab_size")
-    senders = "one hidden layer, or the paper's sender"
+    senders = "one hidden layer, or the agents of the paper"
     option("--sender", choices=("mlp", "paper"), default="mlp", help=f"{senders} (default: mlp)")
     option("--embedding_size", type=count, default=64, help="of embedded images and messages (default: 64)")
     option("--hidden_size", type=count, default=64, help="the sender's hidden units, or filters (default: 64)")
     divisor = "the sender's scores are divided by it"
     option("--tau_s", type=number(float, above=0), default=10.0, help=f"{divisor} (default: 10)")
+    schedules = "linear: the learning rate falls to 0 at the last epoch"
+    option("--lr_schedule", choices=("linear", "constant"), default="linear", help=f"{schedules} (default: linear)")
     option("--weight_decay", type=number(float, at_least=0), default=0.0, help="L2 regularization (default: 0)")
     sources = "scikit-learn's digits, concept features or an archive from --root, or torchvision's images"
     option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
@@ -171,11 +173,13 @@ def loss_acc(
 
 def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, nn.Module]:
     """The sender, which returns scores of symbols, and the receiver, which returns log-probabilities of candidates."""
+    sizes: dict[str, Any] = {"n_features": n_features, "vocab_size": opts.vocab_size}
+    hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "tau_s": opts.tau_s}
+    sizes["embedding_size"] = opts.embedding_size
+    one_hot = opts.mode == "gs"
     if opts.sender == "paper":
-        sender: nn.Module = PaperSender(n_features, opts.embedding_size, opts.hidden_size, opts.vocab_size, opts.tau_s)
-    else:
-        sender = MLPSender(n_features, opts.hidden_size, opts.vocab_size, opts.tau_s)
-    return sender, Receiver(n_features, opts.embedding_size, opts.vocab_size, one_hot=opts.mode == "gs")
+        return PaperSender(**hidden, embedding_size=opts.embedding_size), Receiver(**sizes, one_hot=one_hot)
+    return MLPSender(**hidden), Receiver(**sizes, one_hot=one_hot, symbol_std=(3 * opts.vocab_size) ** -0.5)
 
 
 def _normalizer_of(opts: argparse.Namespace) -> str | float:
@@ -313,6 +317,9 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.Gam
     optimizer = core.build_optimizer(game.parameters())
     for group in optimizer.param_groups:
         group["weight_decay"] = opts.weight_decay
+    scheduler = None
+    if opts.lr_schedule == "linear":
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: max(0.0, 1 - epoch / opts.n_epochs))
     metrics = MetricsWriter(folder / run_folder.METRICS_FILE)
     callbacks: list[Any] = [EpochSetter(loaders["train"]), metrics]
     if opts.mode == "gs":
@@ -334,6 +341,7 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.Gam
     trainer = core.Trainer(
         game=game,
         optimizer=optimizer,
+        optimizer_scheduler=scheduler,
         train_data=loaders["train"],
         validation_data=loaders["validation"],
         callbacks=callbacks,
