@@ -1,7 +1,5 @@
-"""Shared fixtures: both hosts, and a small game that any of them can play."""
+"""Shared fixtures: both hosts, seeds, and what is skipped where."""
 
-import argparse
-import importlib
 import os
 from types import ModuleType
 
@@ -11,29 +9,16 @@ import torch
 from egg_sparse import host, standin
 
 
-def real_egg() -> ModuleType | None:
-    try:
-        return importlib.import_module("egg.core")
-    except Exception:
-        return None
+@pytest.fixture
+def egg() -> ModuleType:
+    """The real egg.core; skips where it is not installed."""
+    return pytest.importorskip("egg.core", reason="EGG is not installed", exc_type=ImportError)
 
 
 @pytest.fixture(params=["standin", "egg"])
-def core(request):
+def core(request) -> ModuleType:
     """egg_sparse's stand-in, and the real egg.core where it is installed."""
-    if request.param == "standin":
-        return standin
-    core = real_egg()
-    if core is None:
-        pytest.skip("EGG is not installed")
-    return core
-
-
-@pytest.fixture
-def opts(tmp_path, monkeypatch) -> argparse.Namespace:
-    """Options of a fresh run on this process' host, with nothing left in the working folder."""
-    monkeypatch.chdir(tmp_path)
-    return host.core.init(params=["--random_seed=7"])
+    return standin if request.param == "standin" else request.getfixturevalue("egg")
 
 
 @pytest.fixture(autouse=True)

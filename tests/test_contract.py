@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host, standin
-from tests.conftest import real_egg
 
 FLAGS = {
     "random_seed": None,
@@ -426,11 +425,8 @@ class TestTraining:
 
     @pytest.mark.parametrize("kind", GAMES)
     @pytest.mark.parametrize("options", [{}, {"grad_norm": 0.1, "schedule": True}])
-    def test_equal_on_both_hosts(self, kind, options, tmp_path, monkeypatch):
+    def test_equal_on_both_hosts(self, egg, kind, options, tmp_path, monkeypatch):
         """Same losses, metrics and weights from one seed, with and without update_freq, clipping and a schedule."""
-        egg = real_egg()
-        if egg is None:
-            pytest.skip("EGG is not installed")
         monkeypatch.chdir(tmp_path)
         results = []
         for core in (egg, standin):

@@ -10,9 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import CommunicationMarg, SparsemaxWrapper, SymbolGameMarg
-from tests.conftest import real_egg
-
-EGG_ONLY = pytest.mark.skipif(real_egg() is None, reason="EGG is not installed")
 
 
 class Sender(nn.Module):
@@ -114,10 +111,9 @@ def test_equals_brute_force(normalizer, strategy, message_format, vocab_size, si
     assert not any(value.requires_grad for value in interaction.aux.values())
 
 
-@EGG_ONLY
 @pytest.mark.parametrize("strategy", ["vmap", "loop"])
 @pytest.mark.parametrize("message_format", ["index", "one_hot"])
-def test_unmodified_egg_agents(strategy, message_format):
+def test_unmodified_egg_agents(egg, strategy, message_format):
     from egg.zoo.signal_game.archs import InformedSender
     from egg.zoo.signal_game.archs import Receiver as EGGReceiver
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from egg_sparse import host, standin
-from tests.conftest import real_egg
 
 SAY = "import warnings; from egg_sparse import host; print(host.core.__name__, '|', host.describe())"
 
@@ -80,8 +79,7 @@ def test_unknown_host():
     assert """ValueError: EGG_SPARSE_HOST must be "egg" or "standin", got 'eggs'""" in result.stderr
 
 
-@pytest.mark.skipif(real_egg() is None, reason="EGG is not installed")
-def test_real_egg_is_used():
+def test_real_egg_is_used(egg):
     result = python(SAY)
     assert result.stdout.startswith("egg.core | EGG")
 
@@ -118,10 +116,7 @@ class TestLoading:
     @pytest.mark.skipif(
         tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6), reason="torch < 2.6 has no aliases"
     )
-    def test_reads_eggs_checkpoints_without_egg(self, tmp_path):
-        egg = real_egg()
-        if egg is None:
-            pytest.skip("EGG is not installed")
+    def test_reads_eggs_checkpoints_without_egg(self, egg, tmp_path):
         path = self.saved(tmp_path, self.checkpoint(egg))
         code = f"from egg_sparse import host; print(host.load_checkpoint({str(path)!r}).epoch)"
         assert python(code, EGG_SPARSE_HOST="standin").stdout == "4\n"

@@ -105,13 +105,18 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
     ``--debug`` shows the traceback as well.
     """
     params = sys.argv[1:] if params is None else params
-    logging.getLogger("egg_sparse").setLevel(logging.INFO)
-    logging.getLogger("egg_sparse").addHandler(_NoteHandler())
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(
-        f"{prog}: warning: {message}", file=sys.stderr, flush=True
-    )
+    notes = _NoteHandler(logging.INFO)
+    logger = logging.getLogger("egg_sparse")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(notes)
     try:
-        main(params)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: print(
+                f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True
+            )
+            main(params)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr, flush=True)
         return 130
@@ -123,6 +128,8 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
             sentence = f"{type(error).__name__}: {sentence} (--debug shows where)"
         print(f"{prog}: error: {sentence}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        logger.removeHandler(notes)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Iterable
@@ -63,7 +62,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="Two agents learn to name images, by exact sparse marginalization or by sampling.",
-        defaults={"batch_size": 64, "n_epochs": 30, "lr": 0.005, "vocab_size": 256},
+        defaults={"batch_size": 64, "n_epochs": 40, "lr": 0.005, "vocab_size": 256},
     )
     _add_method_options(parser)
     _add_game_options(parser)
@@ -102,7 +101,7 @@ def _add_game_options(parser: ZooParser) -> None:
     senders = "one hidden layer, or the agents of the paper"
     option("--sender", choices=("mlp", "paper"), default="mlp", help=f"{senders} (default: mlp)")
     option("--embedding_size", type=count, default=64, help="of embedded images and messages (default: 64)")
-    option("--hidden_size", type=count, default=64, help="the sender's hidden units, or filters (default: 64)")
+    option("--hidden_size", type=count, default=128, help="the sender's hidden units, or filters (default: 128)")
     divisor = "the sender's scores are divided by it"
     option("--tau_s", type=number(float, above=0), default=10.0, help=f"{divisor} (default: 10)")
     schedules = "linear: the learning rate falls to 0 at the last epoch"
@@ -226,9 +225,9 @@ def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str
         return data.GameLoader(part, n_batches=n_batches, seed=seed, fixed=True, name=name, **sizes)
 
     return {
-        "train": data.GameLoader(images.train, n_batches=opts.batches_per_epoch, seed=opts.random_seed, **sizes),
         "validation": fixed(images.validation, VALIDATION_GAMES, VALIDATION_SEED, "validation"),
         "test": fixed(images.test, TEST_GAMES, TEST_SEED, "test"),
+        "train": data.GameLoader(images.train, n_batches=opts.batches_per_epoch, seed=opts.random_seed, **sizes),
     }
 
 
@@ -305,12 +304,12 @@ def main(params: list[str]) -> dict[str, Any] | None:
     return final
 
 
-def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.GameLoader]) -> pathlib.Path:
+def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.GameLoader]) -> None:
+    """Trains the game, and fills the run folder."""
     leader = opts.distributed_context.is_leader
     folder = run_folder.create(opts.out, "signal_game", f"{opts.mode}-{opts.random_seed}")
     if leader:
         run_folder.save_options(folder, opts)
-        print(f"# run folder: {folder}", flush=True)
     if opts.checkpoint_dir is None:
         opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
 
@@ -362,4 +361,4 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.Gam
             },
             f"signal game, {opts.mode}, {opts.data}, seed {opts.random_seed}",
         )
-    return folder
+        print(f"# options, metrics, checkpoints and curves: {folder}", flush=True)
