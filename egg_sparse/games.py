@@ -169,11 +169,13 @@ class SymbolGameMarg(_Marginalization):
         sender_entropy_coeff: c above. More of it keeps supports large.
         receiver_entropy_coeff: the same for a receiver that acts; must be 0 for one that does not.
         strategy: how all messages are played. "vmap" sees plain EGG shapes, whatever axis a game keeps its
-            examples on, and computes once what does not depend on the message; "gather" plays only
-            the (message, example) pairs that have a probability, for inputs with examples on axis 0;
-            "loop" calls the receiver once per row, for what vmap cannot trace (nn.GRU and nn.LSTM,
-            packed sequences, BatchNorm in training, ``.item()``); "auto" takes the one that fits, logs it,
-            and warns where it is loop. BatchNorm in training sees each row of messages as a batch.
+            examples on, and computes once what does not depend on the message; "loop" calls the receiver
+            once per row, for what vmap cannot trace (nn.GRU and nn.LSTM, packed sequences,
+            BatchNorm in training, ``.item()``); "auto" is vmap, or loop with a warning that names the
+            cause. "gather" plays only the (message, example) pairs that have a probability: cheapest
+            where supports are uneven and the receiver's input is small, for inputs with examples on axis
+            0 and losses in which no example depends on another. BatchNorm in training sees each row of
+            messages as a batch.
         chunk_size: play at most so many messages (rows) at a time and recompute them in the backward
             pass, so that memory does not grow with the support.
         evaluation: what is played in evaluation mode: "greedy", the most probable message, as EGG's

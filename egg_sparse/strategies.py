@@ -90,7 +90,7 @@ def _check_loss(loss: Any, size: int) -> None:
 def _per_example(name: str, value: Any, size: int, device: torch.device) -> torch.Tensor:
     """What has the examples on axis 0 as it is; anything else once for every example."""
     if isinstance(value, (bool, int, float)):
-        value = torch.tensor(float(value), device=device)
+        value = torch.full((), float(value), device=device)
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"the loss must report tensors or numbers, but {name} is a {type(value).__name__}")
     if value.dim() and value.shape[0] == size:
@@ -286,53 +286,32 @@ def normalizes_over_batch(receiver: Any) -> bool:
     )
 
 
-def _examples_are_first(value: Any, batch: int) -> bool:
-    if isinstance(value, dict):
-        return all(_examples_are_first(item, batch) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_examples_are_first(item, batch) for item in value)
-    if not isinstance(value, torch.Tensor) or value.dim() == 0:
-        return True
-    return value.shape[0] == batch and batch not in value.shape[1:]
-
-
 def play_automatically(
     distribution: SparseDistribution, game_round: Round, known: str | None, chunk_size: int | None
 ) -> tuple[Played, str]:
-    """Plays with the strategy that fits, and says which it was.
+    """Plays with ``vmap``, or with ``loop`` where that cannot trace the receiver, and says which it was.
 
-    ``gather`` where the receiver has no input and the examples are certainly on axis 0, else ``vmap``, and
-    ``loop`` where that cannot trace the receiver. What is ``known`` to work is used again.
+    What is ``known`` to work is used again. ``gather`` is never chosen: whether an example's loss depends on the other
+    examples, which would make it another loss there, cannot be seen from outside.
     """
-    if known is not None:
-        candidates = [known] if known == "loop" else [known, "loop"]
-    else:
-        candidates = ["vmap", "loop"]
-        batch = distribution.probs.shape[1]
-        everything = [game_round.sender_input, game_round.labels, game_round.aux_input]
-        if (
-            game_round.receiver_input is None
-            and not normalizes_over_batch(game_round.receiver)
-            and _examples_are_first(everything, batch)
-        ):
-            candidates.insert(0, "gather")
     cause: Exception | None = None
-    for strategy in candidates:
+    if known != "loop":
         try:
-            played = play(distribution, game_round, strategy, chunk_size, greedy=False)
-        except Exception as error:  # whatever vmap cannot trace; loop raises what is the receiver's own fault
-            if strategy == candidates[-1] or isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-                raise
+            played = play(distribution, game_round, "vmap", chunk_size, greedy=False)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever vmap cannot trace, or the receiver's own fault, which loop will raise
             cause = error
-            continue
-        if strategy == "loop" and known != "loop":
-            reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-            warnings.warn(
-                f"strategy auto calls the receiver once per message (loop), since vmap cannot trace it: {reason}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        if known is None:
-            logger.info("strategy auto plays this receiver with %s", strategy)
-        return played, strategy
-    raise AssertionError("unreachable: the last candidate returns or raises")
+        else:
+            if known is None:
+                logger.info("strategy auto plays this receiver with vmap")
+            return played, "vmap"
+    played = play(distribution, game_round, "loop", chunk_size, greedy=False)
+    if cause is not None:
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        warnings.warn(
+            f"strategy auto calls the receiver once per message (loop), since vmap cannot trace it: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return played, "loop"

@@ -138,7 +138,7 @@ def _stable(scores: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
     """
     shifted = scores - scores.detach().amax(-1, keepdim=True)
     floor = -2 / (alpha - 1)
-    return torch.maximum(shifted, torch.as_tensor(floor, dtype=scores.dtype, device=scores.device))
+    return torch.maximum(shifted, floor) if isinstance(floor, torch.Tensor) else shifted.clamp(min=floor)
 
 
 def _check_scores(scores: torch.Tensor) -> None:

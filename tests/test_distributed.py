@@ -1,0 +1,91 @@
+"""DistributedDataParallel on the CPU: two processes with half a batch each equal one with the whole."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from egg_sparse import SparsemaxWrapper, SymbolGameMarg, standin
+from egg_sparse.standin import util
+
+
+class Agent(nn.Module):
+    def __init__(self, n_inputs, n_outputs):
+        super().__init__()
+        self.linear = nn.Linear(n_inputs, n_outputs)
+
+    def forward(self, x, receiver_input=None, aux_input=None):
+        return 4 * self.linear(x)
+
+
+def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    return nn.functional.cross_entropy(receiver_output, labels, reduction="none"), {}
+
+
+def train(rank, world_size, chunk_size):
+    """Ten steps; examples of the second half have scores of a much larger scale, hence other supports."""
+    generator = torch.Generator().manual_seed(1)
+    inputs, labels = (
+        torch.randn(10, 16, 6, generator=generator).double(),
+        torch.randint(3, (10, 16), generator=generator),
+    )
+    inputs[:, 8:] *= 10
+    part = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+    batches = [(x[part], y[part]) for x, y in zip(inputs, labels, strict=True)]
+    torch.manual_seed(2)
+    receiver = standin.SymbolReceiverWrapper(Agent(5, 3), 8, 5)
+    game = SymbolGameMarg(SparsemaxWrapper(Agent(6, 8)), receiver, loss, 0.1, chunk_size=chunk_size).double()
+    optimizer = torch.optim.SGD(game.parameters(), lr=0.1)
+    trainer = standin.Trainer(game, optimizer, train_data=batches)
+    supports = []
+
+    class Supports(standin.Callback):
+        def on_batch_end(self, logs, loss, batch_id, is_training=True):
+            supports.append(logs.aux["support"].tolist())
+
+    trainer.callbacks.append(Supports())
+    trainer.train(1)
+    game = trainer.game.module if world_size > 1 else trainer.game
+    return {"weights": [p.tolist() for p in game.parameters()], "supports": supports}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_two_processes_equal_one(tmp_path, chunk_size):
+    code = f"""
+import json, sys, torch
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+from test_distributed import train
+from egg_sparse import standin
+opts = standin.init(params=["--no_cuda", "--random_seed=1"])
+context = opts.distributed_context
+result = train(context.rank, context.world_size, {chunk_size})
+open(f"{tmp_path}/{{context.rank}}.json", "w").write(json.dumps(result))
+torch.distributed.destroy_process_group()
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    root = pathlib.Path(__file__).parent.parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    result = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+    previous = util.common_opts
+    try:
+        standin.init(params=["--no_cuda", "--random_seed=1"])
+        alone = train(0, 1, chunk_size)
+    finally:
+        util.common_opts = previous
+    for rank in (0, 1):
+        together = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert together["supports"] == alone["supports"], "the log has the examples of both processes, in order"
+        for found, wanted in zip(together["weights"], alone["weights"], strict=True):
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), atol=1e-6, rtol=0)
+    halves = [[max(step[:8]), max(step[8:])] for step in alone["supports"]]
+    assert any(first != second for first, second in halves), "supports must differ between processes"

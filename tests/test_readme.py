@@ -1,0 +1,58 @@
+"""What the README shows runs, and what it says of commands is what is checked."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(language, number=0):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[number]
+
+
+def before_and_after():
+    before, diff = block("python"), block("diff")
+    removed, added = ([line[1:] for line in diff.splitlines() if line.startswith(sign)] for sign in "-+")
+    assert len(removed) == len(added) == 2, "two lines"
+    after = before.replace("\n".join(removed), "\n".join(added))
+    assert after != before
+    return before, after
+
+
+@pytest.mark.parametrize("version", [0, 1], ids=["before", "after"])
+def test_swap_in_example(version, tmp_path):
+    script = tmp_path / "game.py"
+    script.write_text(before_and_after()[version])
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    last = json.loads(result.stdout.splitlines()[-1])
+    understood = round(last["acc"] * 32)
+    said = re.search(r"the first ends with (\d+) of the 32 objects .*?the second with (\d+)", README, re.DOTALL)
+    assert abs(understood - int(said[version + 1])) <= 3, "other versions of torch may draw other numbers"
+    assert ("support" in last) == bool(version)
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    ci = (ROOT / ".ci/run").read_text()
+    for number in (0, 1):
+        for command in block("", number).strip().split(" && "):
+            command = command.replace("pip install", "pip install --quiet")
+            assert command in ci
+
+
+def test_links_within_the_repository():
+    for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("egg_sparse/zoo/*/*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", file.read_text(encoding="utf-8")):
+            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+def test_version_is_the_same_everywhere():
+    from egg_sparse import __version__
+
+    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
