@@ -91,13 +91,11 @@ def _allow_loading(core: Any) -> None:
     callbacks = importlib.import_module(f"{core.__name__}.callbacks")
     allowed: list[Any] = [Checkpoint, Interaction, callbacks.Checkpoint, core.Interaction]
     torch.serialization.add_safe_globals(allowed)
-    if core.__name__ != "egg.core":
+    aliases_are_known = torch.torch_version.TorchVersion(torch.__version__) >= (2, 6)  # type: ignore[operator]
+    if core.__name__ != "egg.core" and aliases_are_known:
+        # so that EGG's checkpoints can be read without EGG
         aliases = [(Checkpoint, "egg.core.callbacks.Checkpoint"), (Interaction, "egg.core.interaction.Interaction")]
-        try:
-            torch.serialization.add_safe_globals(aliases)  # type: ignore[arg-type]
-            torch.serialization.get_safe_globals()
-        except (TypeError, AttributeError):  # torch < 2.6 knows no aliases: EGG's checkpoints then need EGG
-            pass
+        torch.serialization.add_safe_globals(aliases)  # type: ignore[arg-type]
 
 
 def is_egg() -> bool:

@@ -7,6 +7,7 @@ version that they must equal is ``loop`` over the whole vocabulary.
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -195,7 +196,23 @@ def _in_chunks(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+@functools.cache
+def vmap_can_be_recomputed() -> bool:
+    """Whether torch.func.vmap works under the hooks that recomputation needs: from torch 2.6 on."""
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            torch.func.vmap(torch.neg)(torch.zeros(1))
+    except RuntimeError:
+        return False
+    return True
+
+
 def _play_vmap(messages: torch.Tensor, game_round: Round, chunk_size: int | None) -> dict[str, torch.Tensor]:
+    if chunk_size is not None and torch.is_grad_enabled() and not vmap_can_be_recomputed():
+        raise RuntimeError(
+            f"chunk_size needs torch 2.6 or newer with strategy vmap, this is {torch.__version__}; use loop"
+        )
+
     def play_row(message: torch.Tensor) -> dict[str, torch.Tensor]:
         return game_round(message)
 

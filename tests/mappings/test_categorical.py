@@ -52,7 +52,7 @@ def threshold_entmax(x, alpha):
     def p(tau):
         return [max(0.0, v - tau) ** (1 / (alpha - 1)) for v in z]
 
-    tau = brentq(lambda tau: sum(p(tau)) - 1, max(z) - 1, max(z), xtol=1e-15, rtol=1e-14)
+    tau = brentq(lambda tau: sum(p(tau)) - 1, max(z) - 1 - 1e-9, max(z), xtol=1e-15, rtol=1e-14)
     return p(tau)
 
 

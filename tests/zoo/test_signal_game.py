@@ -434,7 +434,7 @@ class TestRuns:
         text = " ".join(capsys.readouterr().out.split())
         defaults = vars(parse_options([]))
         for name in ("lr", "n_epochs", "batch_size", "vocab_size", "entropy_coeff", "game_size", "tau_s"):
-            said = re.search(rf"--{name} {name.upper()} [^(]*\(default: ([^)]*)\)", text)
+            said = re.search(rf"--{name} {name.upper()} .*?\(default: ([^)]*)\)", text)
             assert float(said[1]) == defaults[name]
 
 
