@@ -2,15 +2,16 @@
 
 The size is the paper's: 64 examples, a vocabulary of 256, 16 candidates of 4096 features, embeddings of 256, 512
 filters, with the paper's agents. Steps of the compared games alternate, so that a change of the machine's load meets
-all of them; the ratio is that of the medians. Memory is the peak of a process of its own less that of the Gumbel step.
+all of them; the ratio is that of the medians. Memory is the peak of a process of its own less that of the Gumbel step
+(on a CPU: Linux only).
 
-    python benchmarks/signal_game_step.py [--device cuda] [--repeats 15]
+    python benchmarks/signal_game_step.py [--device cuda] [--repeats 15] [--loop] [--json]
 """
 
 import argparse
 import json
+import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,9 @@ def print_peak(name: str, device: str) -> None:
     if device == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e9)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+        # not ru_maxrss, which a forked process starts with its parent's
+        status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+        print(int(status["VmHWM"].split()[0]) * 1024 / 1e9)
 
 
 def main() -> None:
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--loop", action="store_true", help="also call the receiver once per symbol (slow)")
+    parser.add_argument("--json", action="store_true", help="end with the figures as one JSON object")
     args = parser.parse_args()
 
     data = batch(args.device)
@@ -131,7 +135,8 @@ def main() -> None:
         memory = peak_memory(name, args.device) - base_memory
         results[name] = {"ms": median * 1e3, "ratio": median / base, "gb_above_gumbel": memory}
         print(f"{label:48}{median * 1e3:8.0f}{median / base:8.2f}{memory:17.2f}")
-    print(json.dumps(results))
+    if args.json:
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":
