@@ -55,7 +55,7 @@ class Round:
         """Plays one message per example; everything returned has the examples on axis 0."""
         with _checked_vocabulary(self.receiver, message, self.vocab_size):
             output = self.receiver(message, self.receiver_input, self.aux_input)
-        acts = isinstance(output, tuple) and len(output) == 3
+        acts = _is_action(output)
         output, log_prob, entropy = output if acts else (output, None, None)
         returned = self.loss(self.sender_input, message, self.receiver_input, output, self.labels, self.aux_input)
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
@@ -72,6 +72,15 @@ class Round:
         if self.keep_output and isinstance(output, torch.Tensor):
             values["receiver_output"] = output
         return values
+
+
+def _is_action(output: Any) -> bool:
+    """Whether a receiver returned (action, log-probability, entropy), as those in EGG's Reinforce wrappers do."""
+    return (
+        isinstance(output, tuple)
+        and len(output) == 3
+        and all(isinstance(part, torch.Tensor) and part.dim() <= 1 for part in output[1:])
+    )
 
 
 def _check_loss(loss: Any, size: int) -> None:

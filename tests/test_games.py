@@ -404,6 +404,29 @@ def test_receiver_entropy(core):
         SymbolGameMarg(sender, Guesser(), squared_distance, receiver_entropy_coeff=0.5)(images, None)
 
 
+@pytest.mark.parametrize("strategy", ["vmap", "gather", "loop"])
+def test_receivers_that_return_several_tensors(strategy):
+    """Three of them are an action only if the last two are one number per example; others go to the loss."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Embedding(17, 6)
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            read = self.read(message)
+            return read, read[:, :2], read[:, 2:4]
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        reconstruction, mean, log_variance = receiver_output
+        return (reconstruction.sum(1) - mean.sum(1) - log_variance.sum(1)).pow(2), {}
+
+    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Encoder(), loss, strategy=strategy)
+    _, interaction = game(batch_of(5, 0)[0].float(), None)
+    assert interaction.receiver_output is None
+    assert "receiver_entropy" not in interaction.aux
+
+
 def test_logging_strategies(core):
     batch = batch_of(5, 1)
     game = game_of("sparsemax", "auto", "index", 17, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import math
 import re
@@ -97,6 +98,14 @@ def as_arguments(opts: dict[str, Any]) -> list[str]:
         elif value is not None and value is not False:
             arguments.append(f"--{name}={value}")
     return arguments
+
+
+def require(module: str, package: str) -> Any:
+    """Imports a module of the extra ``zoo``, or raises ImportError saying how to get its package."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {package}: pip install 'egg_sparse[zoo]' ({error})") from error
 
 
 def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = None) -> int:

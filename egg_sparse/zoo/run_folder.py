@@ -15,8 +15,19 @@ OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jso
 _NOT_SAVED = {"cuda", "no_cuda", "device", "distributed_context", "load_from_checkpoint", "evaluate", "debug", "out"}
 
 
-def create(out: str | None, experiment: str, name: str) -> pathlib.Path:
-    """Makes the folder, or raises OSError with the option that chose it."""
+def create(out: str | None, experiment: str, name: str, goes_on: bool) -> pathlib.Path:
+    """Makes the folder.
+
+    Args:
+        out: the folder; None for one of a new name in ``runs/experiment``.
+        experiment: the folder of runs of one kind.
+        name: what the new name starts with.
+        goes_on: the run continues an earlier one, whose folder it may be.
+
+    Raises:
+        OSError: it cannot be written to.
+        ValueError: it holds another run, whose metrics would mix with this one's.
+    """
     folder = (
         pathlib.Path(out) if out else pathlib.Path("runs") / experiment / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
@@ -27,6 +38,8 @@ def create(out: str | None, experiment: str, name: str) -> pathlib.Path:
         probe.unlink()
     except OSError as error:
         raise OSError(f"--out: cannot write to the run folder {folder}: {error.strerror or error}") from error
+    if (folder / OPTIONS_FILE).exists() and not goes_on:
+        raise ValueError(f"--out: {folder} holds a run already; choose another folder")
     return folder
 
 

@@ -520,6 +520,9 @@ class TestCommand:
         refuses("--game_size must be at most 143, the number of concepts", "--game_size=2000")
         refuses("--root: there is no file", "--data=npz", "--root=no.npz")
         refuses("--out: cannot write to the run folder file/run", "--out=file/run")
+        (tmp_path / "used").mkdir()
+        (tmp_path / "used/opts.json").write_text("{}")
+        refuses("--out: used holds a run already; choose another folder", "--out=used")
         refuses("there is no checkpoint at no.tar", "--load_from_checkpoint=no.tar")
         refuses("there is no checkpoint at no.tar", "--evaluate", "--load_from_checkpoint=no.tar")
         with zipfile.ZipFile("other.tar", "w") as archive:
@@ -540,6 +543,18 @@ class TestCommand:
             "unrecognized arguments: --no_such_option=1",
             "--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", status=2,
         )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("module", "package"), [("sklearn.datasets", "scikit-learn"), ("matplotlib.figure", "matplotlib")]
+    )
+    def test_missing_extras(self, refuses, monkeypatch, tmp_path, module, package):
+        monkeypatch.setitem(sys.modules, module, None)
+        refuses(f"this needs {package}: pip install 'egg_sparse[zoo]'")
+        assert not (tmp_path / "runs").exists(), "found before training"
+
+    @pytest.mark.usefixtures("few_test_games")
+    def test_no_epochs(self):
+        assert main(["--n_epochs=0"])["messages_used"] >= 1
 
     def test_debug_shows_the_traceback(self, capsys):
         assert run(PROG, main, ["--data=npz", "--root=no.npz", "--debug"]) == 1

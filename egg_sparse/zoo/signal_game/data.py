@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from egg_sparse.zoo.options import require
+
 SOURCES = ("digits", "imagenet", "npz", "mnist", "fashion-mnist")
 _SPLIT_SEED = 20200724  # of the split into train, validation and test images, which no --random_seed changes
 
@@ -154,7 +156,7 @@ def load(source: str, root: str | None, data_root: str, same: bool) -> SignalDat
         features, labels = _npz(pathlib.Path(_required(root, source)))
         return _split(features, labels)
     if source == "digits":
-        datasets = _import("sklearn.datasets", "scikit-learn")
+        datasets = require("sklearn.datasets", "scikit-learn")
         digits = datasets.load_digits()
         return _split(digits.data, digits.target if same else np.arange(len(digits.data)))
     train, train_classes, test, test_classes = _torchvision(source, data_root)
@@ -168,15 +170,6 @@ def _required(root: str | None, source: str) -> str:
         what = "the .npz file" if source == "npz" else "the folder with train/ and test/"
         raise ValueError(f"--data {source} needs --root, {what}")
     return os.path.expanduser(root)
-
-
-def _import(module: str, package: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"this needs {package}: pip install 'egg_sparse[zoo]' ({error})") from error
 
 
 def _split(
@@ -246,7 +239,7 @@ def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _torchvision(source: str, data_root: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    datasets = _import("torchvision.datasets", "torchvision")
+    datasets = require("torchvision.datasets", "torchvision")
     dataset = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[source]
     root = os.path.expanduser(data_root)
     parts: list[np.ndarray] = []
@@ -307,7 +300,7 @@ def _unpickle(path: pathlib.Path) -> np.ndarray:
 
 
 def _imagenet_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    h5py = _import("h5py", "h5py")
+    h5py = require("h5py", "h5py")
     path = folder / "ours_images_single_sm0.h5"
     labels = _unpickle(folder / "ours_images_single_sm0.objects")
     paths = _unpickle(folder / "ours_images_paths_sm0.objects")

@@ -16,7 +16,7 @@ from torch import nn
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import EpochSetter, MetricsWriter, StepTemperature, TrainingProgress
 from egg_sparse.zoo import run_folder
-from egg_sparse.zoo.options import ZooParser, as_arguments, check_common, number
+from egg_sparse.zoo.options import ZooParser, as_arguments, check_common, number, require
 from egg_sparse.zoo.signal_game import data
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
 
@@ -306,20 +306,25 @@ def main(params: list[str]) -> dict[str, Any] | None:
 
 def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.GameLoader]) -> None:
     """Trains the game, and fills the run folder."""
+    require("matplotlib.figure", "matplotlib")  # of the curves, which come last
     leader = opts.distributed_context.is_leader
-    folder = run_folder.create(opts.out, "signal_game", f"{opts.mode}-{opts.random_seed}")
+    folder = None
     if leader:
+        goes_on = bool(opts.load_from_checkpoint) or opts.preemptable
+        folder = run_folder.create(opts.out, "signal_game", f"{opts.mode}-{opts.random_seed}", goes_on)
         run_folder.save_options(folder, opts)
-    if opts.checkpoint_dir is None:
-        opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
+        if opts.checkpoint_dir is None:
+            opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
 
     optimizer = core.build_optimizer(game.parameters())
     for group in optimizer.param_groups:
         group["weight_decay"] = opts.weight_decay
     scheduler = None
     if opts.lr_schedule == "linear":
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: max(0.0, 1 - epoch / opts.n_epochs))
-    metrics = MetricsWriter(folder / run_folder.METRICS_FILE)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: max(0.0, 1 - epoch / max(1, opts.n_epochs))
+        )
+    metrics = MetricsWriter(folder / run_folder.METRICS_FILE if folder else None)
     callbacks: list[Any] = [EpochSetter(loaders["train"]), metrics]
     if opts.mode == "gs":
         callbacks.append(
@@ -333,6 +338,7 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.Gam
     progress = None
     if leader:
         if sys.stdout.isatty():
+            require("rich", "rich")
             progress = TrainingProgress(opts.n_epochs, opts.batches_per_epoch)
             callbacks.append(progress)
         else:
@@ -350,7 +356,7 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.Gam
     finally:
         if progress:
             progress.stop()
-    if leader:
+    if folder:
         run_folder.plot_curves(
             folder,
             metrics.history,
