@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -556,18 +557,23 @@ class TestCommand:
     def test_no_epochs(self):
         assert main(["--n_epochs=0"])["messages_used"] >= 1
 
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+    def test_full_disk(self, refuses, monkeypatch):
+        save = torch.save
+        monkeypatch.setattr(torch, "save", lambda value, path: save(value, "/dev/full"))
+        refuses("cannot write a checkpoint to out/checkpoints: is the disk full?", *SMALL, "--out=out")
+
     def test_debug_shows_the_traceback(self, capsys):
         assert run(PROG, main, ["--data=npz", "--root=no.npz", "--debug"]) == 1
         assert "Traceback" in capsys.readouterr().err
 
     def test_interrupt(self):
-        import signal
-
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "egg_sparse.zoo.signal_game", "--n_epochs=1000"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs may ignore it
         )
         for line in process.stdout:
             if line.startswith("{"):

@@ -353,6 +353,11 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.Gam
     )
     try:
         trainer.train(n_epochs=opts.n_epochs)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        # how torch.save says that it could not write
+        raise OSError(f"cannot write a checkpoint to {opts.checkpoint_dir}: is the disk full?") from error
     finally:
         if progress:
             progress.stop()
