@@ -17,6 +17,9 @@ import entmax as entmax_library
 import torch
 
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.mappings.scores import check_scores, result_type, synchronise, working_copy
+
+_COLUMNS = "V symbols"
 
 
 def softmax(scores: torch.Tensor) -> SparseDistribution:
@@ -115,8 +118,10 @@ def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribut
         closed_forms: dict[float, Callable[[torch.Tensor], SparseDistribution]] = {1.5: entmax15, 2.0: sparsemax}
         if alpha in closed_forms:
             return closed_forms[alpha](scores)
-        return _distribution(scores, lambda x: entmax_library.entmax_bisect(_stable(x, alpha), alpha, dim=-1))
-    _check_scores(scores)
+        return _distribution(
+            scores, lambda x: entmax_library.entmax_bisect(_stable(x, alpha), x.new_full((len(x), 1), alpha), dim=-1)
+        )
+    check_scores(scores, _COLUMNS)
     if not alpha.is_floating_point():
         raise TypeError(f"alpha must be floating point, got {alpha.dtype}")
     per_example = alpha.reshape(1, 1) if alpha.numel() == 1 else alpha
@@ -141,44 +146,27 @@ def _stable(scores: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
     return torch.maximum(shifted, floor) if isinstance(floor, torch.Tensor) else shifted.clamp(min=floor)
 
 
-def _check_scores(scores: torch.Tensor) -> None:
-    if not isinstance(scores, torch.Tensor):
-        raise TypeError(f"scores must be a tensor, got {type(scores).__name__}")
-    if not scores.is_floating_point():
-        raise TypeError(f"scores must be floating point, got {scores.dtype}")
-    if scores.dim() != 2 or scores.shape[1] == 0:
-        raise ValueError(f"scores must have shape (B, V) with V >= 1 symbols, got {tuple(scores.shape)}")
-
-
 def _distribution(
     scores: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor], alpha: torch.Tensor | None = None
 ) -> SparseDistribution:
     """The support of ``normalize(scores)``, sorted, found with one device synchronisation."""
-    _check_scores(scores)
+    check_scores(scores, _COLUMNS)
     batch, vocab_size = scores.shape
-
-    # Not finite scores are refused below, together with the one synchronisation; until then they must not
-    # make the projections index out of bounds.
-    finite = torch.isfinite(scores.detach())
+    x, finite = working_copy(scores)
     with torch.autocast(scores.device.type, enabled=False):
-        probs = normalize(torch.where(finite, scores, 0).to(torch.promote_types(scores.dtype, torch.float32)))
-    if not torch.is_autocast_enabled(scores.device.type):
-        probs = probs.to(scores.dtype)
-
+        probs = normalize(x)
+    probs = probs.to(result_type(scores))
     if batch == 0:
-        return SparseDistribution(
-            torch.zeros(1, 0, dtype=torch.long, device=scores.device), probs[:, :1].t(), vocab_size, validate_args=False
-        )
-    checks = [(probs.detach() > 0).sum(1).max(), finite.all()]
-    if alpha is not None:
-        checks.append((alpha.detach() > 1).all())
-    largest_support, all_finite, *alpha_above_1 = torch.stack([check.long() for check in checks]).tolist()
-    if not all_finite:
-        raise ValueError(f"scores must be finite: {int((~finite).sum())} of {scores.numel()} are NaN or infinite")
-    if not all(alpha_above_1):
+        nothing = torch.zeros(1, 0, dtype=torch.long, device=scores.device)
+        return SparseDistribution(nothing, probs[:, :1].t(), vocab_size, validate_args=False)
+
+    largest_support = (probs.detach() > 0).sum(1).max()
+    above_1 = torch.ones_like(largest_support) if alpha is None else (alpha.detach() > 1).all()
+    rows, alpha_is_valid = synchronise(finite, largest_support, above_1)
+    if not alpha_is_valid:
         raise ValueError("alpha must be above 1 everywhere")
 
-    symbols = probs.detach().topk(largest_support, dim=1, sorted=False).indices.sort(dim=1).values
+    symbols = probs.detach().topk(rows, dim=1, sorted=False).indices.sort(dim=1).values
     order = probs.detach().gather(1, symbols).sort(dim=1, descending=True, stable=True).indices
     symbols = symbols.gather(1, order)
     return SparseDistribution(symbols.t(), probs.gather(1, symbols).t(), vocab_size, validate_args=False)

@@ -1,0 +1,46 @@
+"""What every mapping does with its scores: checks, precision, and the one synchronisation with the device."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_scores(scores: torch.Tensor, columns: str, name: str = "scores") -> None:
+    """Raises TypeError or ValueError unless scores are floating point of shape (B, n), n >= 1.
+
+    Args:
+        scores: what to check.
+        columns: what there is one score for, with its letter: "V symbols".
+        name: of the argument.
+    """
+    if not isinstance(scores, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(scores).__name__}")
+    if not scores.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {scores.dtype}")
+    if scores.dim() != 2 or scores.shape[1] == 0:
+        letter, what = columns.split(" ", 1)
+        raise ValueError(f"{name} must have shape (B, {letter}) with {letter} >= 1 {what}, got {tuple(scores.shape)}")
+
+
+def working_copy(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores in at least float32, with 0 for what is not finite, and where they are finite.
+
+    Not finite scores are refused by :func:`synchronise`; until then they must not make a computation fail.
+    """
+    finite = torch.isfinite(scores.detach())
+    return torch.where(finite, scores, 0).to(torch.promote_types(scores.dtype, torch.float32)), finite
+
+
+def result_type(scores: torch.Tensor) -> torch.dtype:
+    """The type of probabilities: that of the scores, but at least float32 under autocast."""
+    if torch.is_autocast_enabled(scores.device.type):
+        return torch.promote_types(scores.dtype, torch.float32)
+    return scores.dtype
+
+
+def synchronise(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "scores") -> list[int]:
+    """The numbers, zero-dimensional tensors, on the host, in one transfer with the check that all scores are finite."""
+    all_finite, *values = torch.stack([finite.all().long(), *(number.long() for number in numbers)]).tolist()
+    if not all_finite:
+        raise ValueError(f"{name} must be finite: {int((~finite).sum())} of {finite.numel()} are NaN or infinite")
+    return values
