@@ -3,6 +3,14 @@
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games import CommunicationMarg, SymbolGameMarg
 from egg_sparse.version import __version__
-from egg_sparse.wrappers import SparsemaxWrapper
+from egg_sparse.wrappers import SparseMAPBitVectorWrapper, SparsemaxWrapper, TopKSparsemaxWrapper
 
-__all__ = ["CommunicationMarg", "SparseDistribution", "SparsemaxWrapper", "SymbolGameMarg", "__version__"]
+__all__ = [
+    "CommunicationMarg",
+    "SparseDistribution",
+    "SparseMAPBitVectorWrapper",
+    "SparsemaxWrapper",
+    "SymbolGameMarg",
+    "TopKSparsemaxWrapper",
+    "__version__",
+]

@@ -73,6 +73,8 @@ class SparseDistribution(Distribution):
         self.messages = messages
         self.probs = probs
         self.vocab_size = vocab_size
+        #: ``(B,)`` bool, of mappings that may leave terms out: where they left out none. None of other mappings.
+        self.is_exact: torch.Tensor | None = None
         super().__init__(probs.shape[1:], messages.shape[2:], validate_args=validate_args)
         if self._validate_args:
             self._check_probs()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings import categorical
+from egg_sparse.mappings import categorical, sparsemap, topk
 
 _NORMALIZERS = {
     "softmax": categorical.softmax,
@@ -20,7 +20,28 @@ _NORMALIZERS = {
 _SMALLEST_LEARNED_ALPHA = 1.01
 
 
-class SparsemaxWrapper(nn.Module):
+class _ScoringWrapper(nn.Module):
+    """What all wrappers share: an agent that returns scores, which are divided by a temperature."""
+
+    def __init__(self, agent: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.agent = agent
+        self.temperature = temperature
+        self._check_temperature()
+
+    def _check_temperature(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
+
+    def _scores(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._check_temperature()
+        scores = self.agent(*args, **kwargs)
+        if not isinstance(scores, torch.Tensor):
+            raise TypeError(f"the wrapped agent must return a tensor of scores, got {type(scores).__name__}")
+        return scores if self.temperature == 1 else scores / self.temperature
+
+
+class SparsemaxWrapper(_ScoringWrapper):
     r"""Makes an agent that scores the symbols of a vocabulary send all of them that have a probability.
 
     The wrapped agent is the sender of :class:`egg_sparse.SymbolGameMarg`. It takes the place of EGG's
@@ -67,12 +88,10 @@ class SparsemaxWrapper(nn.Module):
         message_format: str = "index",
         temperature: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(agent, temperature)
         if message_format not in ("index", "one_hot"):
             raise ValueError(f'message_format must be "index" or "one_hot", got {message_format!r}')
-        self.agent = agent
         self.message_format = message_format
-        self.temperature = temperature
         self.alpha: nn.Parameter | float | None = None
         if isinstance(normalizer, str):
             if normalizer not in _NORMALIZERS:
@@ -93,11 +112,6 @@ class SparsemaxWrapper(nn.Module):
             raise TypeError(
                 f"normalizer must be a string, a number or an nn.Parameter, got {type(normalizer).__name__}"
             )
-        self._check_temperature()
-
-    def _check_temperature(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
 
     def extra_repr(self) -> str:
         alpha = self.alpha.item() if isinstance(self.alpha, nn.Parameter) else self.alpha
@@ -105,12 +119,7 @@ class SparsemaxWrapper(nn.Module):
         return f"normalizer={normalizer}, message_format={self.message_format}, temperature={self.temperature}"
 
     def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
-        self._check_temperature()
-        scores = self.agent(*args, **kwargs)
-        if not isinstance(scores, torch.Tensor):
-            raise TypeError(f"the wrapped agent must return a tensor of scores (B, V), got {type(scores).__name__}")
-        if self.temperature != 1:
-            scores = scores / self.temperature
+        scores = self._scores(*args, **kwargs)
         if isinstance(self.alpha, nn.Parameter):
             kept_above_1 = self.alpha + (self.alpha.clamp(min=_SMALLEST_LEARNED_ALPHA) - self.alpha).detach()
             distribution = categorical.entmax(scores, kept_above_1)
@@ -122,3 +131,89 @@ class SparsemaxWrapper(nn.Module):
             return distribution
         one_hot = F.one_hot(distribution.messages, scores.shape[1]).to(distribution.probs.dtype)
         return SparseDistribution(one_hot, distribution.probs, distribution.vocab_size, validate_args=False)
+
+
+class TopKSparsemaxWrapper(_ScoringWrapper):
+    r"""Makes an agent that scores D bits send the bit-vectors that top-k sparsemax gives a probability.
+
+    The sparsemax over the k bit-vectors with the highest scores :math:`\langle x, z \rangle`: exactly the k
+    best, and exactly sparsemax over all :math:`2^D` where one of them ends up with probability 0. At most k
+    receiver calls per example, whatever D. Choose it where a bound on the receiver calls matters, or where
+    :class:`SparseMAPBitVectorWrapper` loses its support early; larger k is closer to sparsemax over all
+    bit-vectors, and costs more receiver calls while the agent is undecided.
+
+    Args:
+        agent: called with whatever the wrapper is called with; returns scores ``(B, D)``. A positive score speaks
+            for the bit.
+        k: how many bit-vectors may have a probability.
+        temperature: scores are divided by it. A plain attribute: EGG's ``TemperatureUpdater`` anneals it.
+
+    Raises:
+        TypeError, ValueError: an argument is none of the above, or the agent's scores are not finite
+            floating-point numbers of shape ``(B, D)``.
+
+    Example:
+        >>> distribution = TopKSparsemaxWrapper(nn.Linear(10, 32), k=5)(torch.randn(4, 10))
+        >>> distribution.mode.shape, bool((distribution.support_size <= 5).all())
+        (torch.Size([4, 32]), True)
+
+    Source: Correia et al. (NeurIPS 2020), section 4.1.
+    """
+
+    def __init__(self, agent: nn.Module, k: int = 10, temperature: float = 1.0) -> None:
+        super().__init__(agent, temperature)
+        topk.check_k(k)
+        self.k = k
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, temperature={self.temperature}"
+
+    def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
+        return topk.topk_sparsemax(self._scores(*args, **kwargs), self.k)
+
+
+class SparseMAPBitVectorWrapper(_ScoringWrapper):
+    r"""Makes an agent that scores D bits send bit-vectors whose mean are the SparseMAP marginals of its scores.
+
+    Without a budget a bit's marginal is clip((x + 1) / 2, 0, 1): scores in (-1, 1) leave it open, others
+    decide it. At most D + 1 bit-vectors have a probability, one more than bits are open. Choose it for its
+    smooth start and its budget; once scores leave (-1, 1) the support is a single bit-vector and the sender's
+    gradient is zero: counter that with ``temperature`` or with the game's ``sender_entropy_coeff``.
+
+    Args:
+        agent: called with whatever the wrapper is called with; returns scores ``(B, D)``.
+        budget: every bit-vector has at most so many bits on; None for any number.
+        decomposition: how the marginals become bit-vectors. "systematic" has about as many terms as there are open
+            bits, each with about the mean number of bits on: more receiver calls and, on the digits, a better
+            ELBO. "threshold" has nested sets of bits, not for budgets; fewer terms where marginals coincide.
+        temperature: scores are divided by it. A plain attribute: EGG's ``TemperatureUpdater`` anneals it.
+
+    Raises:
+        TypeError, ValueError: an argument is none of the above, "threshold" with a budget, or the agent's scores
+            are not finite floating-point numbers of shape ``(B, D)``.
+
+    Example:
+        >>> distribution = SparseMAPBitVectorWrapper(nn.Linear(10, 32), budget=3)(torch.randn(4, 10))
+        >>> bool((distribution.messages[distribution.mask].sum(-1) <= 3).all())
+        True
+
+    Source: Correia et al. (NeurIPS 2020), section 4.2.
+    """
+
+    def __init__(
+        self,
+        agent: nn.Module,
+        budget: int | None = None,
+        decomposition: str = "systematic",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(agent, temperature)
+        sparsemap.check_options(budget, decomposition)
+        self.budget = budget
+        self.decomposition = decomposition
+
+    def extra_repr(self) -> str:
+        return f"budget={self.budget}, decomposition={self.decomposition}, temperature={self.temperature}"
+
+    def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
+        return sparsemap.sparsemap_bit_vectors(self._scores(*args, **kwargs), self.budget, self.decomposition)

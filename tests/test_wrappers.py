@@ -1,8 +1,11 @@
+import itertools
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from egg_sparse import SparsemaxWrapper, host
+from egg_sparse import SparseMAPBitVectorWrapper, SparsemaxWrapper, SymbolGameMarg, TopKSparsemaxWrapper, host
 
 
 class Agent(nn.Linear):
@@ -99,7 +102,7 @@ def test_refuses_what_agents_should_not_return():
         def forward(self, x, aux_input=None):
             return x, x
 
-    with pytest.raises(TypeError, match=r"must return a tensor of scores \(B, V\), got tuple"):
+    with pytest.raises(TypeError, match=r"must return a tensor of scores, got tuple"):
         SparsemaxWrapper(Sampling())(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="scores must be finite: 3 of 6"):
         SparsemaxWrapper(nn.Identity())(torch.tensor([[float("nan")] * 3, [0.0] * 3]))
@@ -115,3 +118,57 @@ def test_state_dict_is_the_agents_own():
     """A checkpoint of the same agent under EGG's wrapper can be loaded."""
     agent = Agent(5, 12)
     assert set(SparsemaxWrapper(agent).state_dict()) == set(host.core.ReinforceWrapper(agent).state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda agent: TopKSparsemaxWrapper(agent, k=6),
+        lambda agent: SparseMAPBitVectorWrapper(agent),
+        lambda agent: SparseMAPBitVectorWrapper(agent, decomposition="threshold"),
+        lambda agent: SparseMAPBitVectorWrapper(agent, budget=2),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+def test_bit_vector_games(core, wrap, strategy):
+    """Equal to the sum over all bit-vectors, with EGG's receivers' signature and under its annealing callback."""
+
+    class Decoder(Agent):
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return super().forward(message).tanh()
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output - sender_input).pow(2).sum(1), {}
+
+    wrapper = wrap(Agent(3, 4))
+    game = SymbolGameMarg(wrapper, Decoder(4, 3), loss, sender_entropy_coeff=0.1, strategy=strategy).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    optimized, interaction = game(x, None)
+    distribution = wrapper(x, None)
+    total = 0
+    for bits in itertools.product([0.0, 1.0], repeat=4):
+        message = torch.tensor(bits, dtype=torch.float64).expand(5, 4)
+        prob = distribution.log_prob(message).exp()
+        total = total + prob * loss(x, message, None, game.receiver(message), None, None)[0]
+    torch.testing.assert_close(optimized, (total - 0.1 * distribution.entropy()).mean())
+    assert torch.equal(interaction.message, distribution.mode)
+    optimized.backward()
+    assert wrapper.agent.weight.grad.abs().sum() > 0
+
+    wrapper.temperature = 4.0
+    core.TemperatureUpdater(wrapper, decay=0.5).on_epoch_end(0.0, None, 1)
+    assert wrapper.temperature == 2.0
+    assert "temperature=2.0" in repr(wrapper)
+
+
+def test_bit_vector_wrappers_refuse_options():
+    for options, error in (({"k": 0}, "k must be at least 1"), ({"temperature": 0}, "temperature must be")):
+        with pytest.raises(ValueError, match=error):
+            TopKSparsemaxWrapper(Agent(3, 4), **options)
+    for options, error in (
+        ({"budget": -1}, "budget must be at least 0"),
+        ({"decomposition": "threshold", "budget": 1}, "cannot keep a budget"),
+        ({"temperature": math.inf}, "temperature must be"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            SparseMAPBitVectorWrapper(Agent(3, 4), **options)

@@ -1,0 +1,167 @@
+r"""The k best bit-vectors of D scored bits, and sparsemax over them.
+
+A bit-vector z in {0, 1}^D has the score <x, z>. The best one is 1[x > 0]; any other flips some of its bits and costs
+the sum of their |x|. Sort |x| in ascending order: a set of ranks S costs at least as much as another set T, whatever
+the scores, if T has no more elements and its largest, second largest, ... ranks are not above those of S. S can only
+be among the k cheapest if fewer than k other sets are certain to be at least as cheap. Those sets of ranks are a fixed
+list (17 for k = 10, 474 for k = 100), so that one sort, one matrix product and one selection give the exact answer.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import entmax as entmax_library
+import numpy as np
+import torch
+
+from egg_sparse.distribution import SparseDistribution
+from egg_sparse.mappings.scores import check_scores, result_type, synchronise, working_copy
+
+
+@functools.lru_cache(maxsize=64)
+def flip_candidates(k: int, n_bits: int) -> np.ndarray:
+    """The sets of ranks that can be among the k cheapest, as ``(C, R)`` booleans, R = min(k - 1, n_bits).
+
+    Column r stands for the rank with the (r + 1)-th smallest |x|. The first row is the empty set; the order, that of
+    ties, is by the sum of the ranks, then lexicographically by the ranks in descending order.
+
+    Example:
+        >>> [len(flip_candidates(k, k)) for k in (1, 10, 32, 100)]
+        [1, 17, 95, 474]
+    """
+    n_ranks = min(k - 1, n_bits)
+    longest = max(1, k.bit_length())
+    # a set is a tuple of ranks, counted from 1, in descending order, padded with zeros
+    found = np.zeros((1, longest), dtype=np.int64)
+    level = [(0,) * longest]
+    while level:
+        successors = set()
+        for ranks in level:
+            size = sum(rank > 0 for rank in ranks)
+            if size < longest and (size == 0 or ranks[size - 1] > 1) and n_ranks:
+                successors.add((*ranks[:size], 1, *ranks[size + 1 :]))
+            for i in range(size):
+                if ranks[i] < n_ranks and (i == 0 or ranks[i] + 1 < ranks[i - 1]):
+                    successors.add((*ranks[:i], ranks[i] + 1, *ranks[i + 1 :]))
+        level = [ranks for ranks in sorted(successors) if (found <= np.array(ranks)).all(1).sum() < k]
+        if level:
+            found = np.concatenate([found, np.array(level)])
+    candidates = np.zeros((len(found), n_ranks + 1), dtype=bool)
+    np.put_along_axis(candidates, found, True, axis=1)
+    return candidates[:, 1:]
+
+
+@functools.lru_cache(maxsize=64)
+def _candidates_on(device: torch.device, k: int, n_bits: int) -> torch.Tensor:
+    return torch.from_numpy(flip_candidates(k, n_bits)).to(device)
+
+
+def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""The k bit-vectors with the highest scores :math:`\langle x, z \rangle`, exactly.
+
+    Args:
+        scores: ``(B, D)``, floating point, finite.
+        k: how many; fewer are returned where there are fewer, :math:`2^D < k`.
+
+    Returns:
+        Bit-vectors ``(K, B, D)`` of the scores' type, best first, and their scores ``(K, B)``,
+        differentiable. Among vectors that are equally good, those that flip fewer and less costly bits of
+        1[x > 0] come first (the order of :func:`flip_candidates`; of bits with equal :math:`|x|` the
+        first one counts as the less costly).
+
+    Raises:
+        TypeError, ValueError: scores of another type or shape, NaN or infinite; k below 1.
+
+    Example:
+        >>> vectors, values = topk_bit_vectors(torch.tensor([[2.0, -0.5, 1.0]]), k=3)
+        >>> vectors[:, 0].tolist()
+        [[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
+        >>> values[:, 0].tolist()
+        [3.0, 2.5, 2.0]
+    """
+    x, finite = _prepare(scores, k)
+    synchronise(finite)
+    with torch.autocast(scores.device.type, enabled=False):
+        flips = _CheapestFlips(x, k)
+        values = x.clamp(min=0).sum(1) - flips.costs.t()
+    dtype = result_type(scores)
+    return flips.vectors(flips.costs.shape[1], dtype), values.to(dtype)
+
+
+def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
+    r"""Sparsemax over the k best bit-vectors: at most k terms, whatever D.
+
+    With the scores :math:`s_i = \langle x, z_i \rangle` of the k best bit-vectors,
+
+    .. math:: p = \arg\min_{p \in \triangle^k} \|p - s\|^2 .
+
+    Args:
+        scores: ``(B, D)``, floating point, finite.
+        k: how many bit-vectors may have a probability.
+
+    Returns:
+        SparseDistribution with messages ``(K, B, D)`` of bit-vectors, most probable first. Its ``is_exact``
+        ``(B,)`` is True where one of the k best has probability 0 (or all :math:`2^D` are among them): there
+        it is sparsemax over all :math:`2^D` bit-vectors.
+
+    Raises:
+        TypeError, ValueError: scores of another type or shape, NaN or infinite; k below 1.
+
+    Example:
+        >>> d = topk_sparsemax(torch.tensor([[2.0, -0.5, 1.0], [0.1, 0.1, 0.1]]), k=4)
+        >>> d.support_size, d.is_exact
+        (tensor([2, 4]), tensor([ True, False]))
+
+    Source: Correia et al. (NeurIPS 2020), section 4.1.
+    """
+    x, finite = _prepare(scores, k)
+    with torch.autocast(scores.device.type, enabled=False):
+        flips = _CheapestFlips(x, k)
+        # The score of the best bit-vector is common to all and changes nothing; 1 or more below it is out of reach.
+        probs = entmax_library.sparsemax((-flips.costs).clamp(min=-2), dim=1)
+    probs = probs.to(result_type(scores))
+    positive = probs.detach() > 0
+    rows = 1
+    if len(probs):
+        (rows,) = synchronise(finite, positive.sum(1).max())
+    distribution = SparseDistribution(flips.vectors(rows, probs.dtype), probs[:, :rows].t(), validate_args=False)
+    all_bit_vectors = probs.shape[1] == 2 ** scores.shape[1]
+    distribution.is_exact = torch.ones_like(positive[:, -1]) if all_bit_vectors else ~positive[:, -1]
+    return distribution
+
+
+def _prepare(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    check_scores(scores, "D bits")
+    check_k(k)
+    return working_copy(scores)
+
+
+def check_k(k: int) -> None:
+    """Raises TypeError or ValueError unless k is a positive integer."""
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an integer, got {type(k).__name__}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+
+
+class _CheapestFlips:
+    """The up to k cheapest sets of bits to flip in 1[x > 0], for every example: ``costs`` (B, K), ascending."""
+
+    def __init__(self, x: torch.Tensor, k: int) -> None:
+        candidates = _candidates_on(x.device, k, x.shape[1])
+        n_ranks = candidates.shape[1]
+        self.bits = x.detach() > 0
+        magnitude = torch.where(self.bits, x, -x)  # |x|, with a gradient of -1 where x is 0, at which the bit is off
+        self.positions = magnitude.detach().sort(dim=1, stable=True).indices[:, :n_ranks]
+        costs = magnitude.gather(1, self.positions) @ candidates.to(x.dtype).t()
+        chosen = costs.detach().sort(dim=1, stable=True).indices[:, :k]
+        self.costs = costs.gather(1, chosen)
+        self._chosen, self._candidates = chosen, candidates
+
+    def vectors(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """The bit-vectors ``(rows, B, D)`` after the ``rows`` cheapest flips."""
+        flipped = self._candidates[self._chosen[:, :rows].t()]
+        values = flipped ^ self.bits.gather(1, self.positions)
+        positions = self.positions.expand(rows, *self.positions.shape)
+        return self.bits.to(dtype).repeat(rows, 1, 1).scatter_(2, positions, values.to(dtype))
