@@ -65,6 +65,8 @@ opts = standin.init(params=["--no_cuda", "--random_seed=1"])
 context = opts.distributed_context
 result = train(context.rank, context.world_size, {chunk_size})
 open(f"{tmp_path}/{{context.rank}}.json", "w").write(json.dumps(result))
+del result
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
     script = tmp_path / "script.py"

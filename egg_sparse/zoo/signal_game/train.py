@@ -290,17 +290,20 @@ def main(params: list[str]) -> dict[str, Any] | None:
         game.load_state_dict(checkpoint.model_state_dict)
     else:
         train(opts, game, loaders)
-    if not leader:
-        return None
-    final: dict[str, Any] = {
-        "mode": "final",
-        **evaluate(opts, sender, receiver, loaders["test"], opts.device),
-        "seconds": round(time.perf_counter() - started, 1),
-        "host": "egg" if host.is_egg() else "standin",
-        "device": str(opts.device),
-    }
-    print(json.dumps(final), flush=True)
-    core.close()
+    final = None
+    if leader:
+        final = {
+            "mode": "final",
+            **evaluate(opts, sender, receiver, loaders["test"], opts.device),
+            "seconds": round(time.perf_counter() - started, 1),
+            "host": "egg" if host.is_egg() else "standin",
+            "device": str(opts.device),
+        }
+        print(json.dumps(final), flush=True)
+        core.close()
+    if opts.distributed_context.is_distributed:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return final
 
 
