@@ -17,13 +17,13 @@ class _Marginalization(nn.Module):
 
     def __init__(
         self,
-        sender_entropy_coeff: float,
-        receiver_entropy_coeff: float,
-        strategy: str,
-        chunk_size: int | None,
-        evaluation: str,
-        train_logging_strategy: Any,
-        test_logging_strategy: Any,
+        sender_entropy_coeff: float = 0.0,
+        receiver_entropy_coeff: float = 0.0,
+        strategy: str = "auto",
+        chunk_size: int | None = None,
+        evaluation: str = "greedy",
+        train_logging_strategy: Any = None,
+        test_logging_strategy: Any = None,
     ) -> None:
         super().__init__()
         if strategy not in strategies.STRATEGIES:
@@ -249,7 +249,7 @@ class CommunicationMarg(_Marginalization):
     """The mechanics of :class:`SymbolGameMarg` without agents of its own, for EGG's ``PopulationGame``.
 
     Called as ``mechanics(sender, receiver, loss, sender_input, labels, receiver_input, aux_input)``. The
-    arguments, the Interaction and the errors are those of :class:`SymbolGameMarg`.
+    options, the Interaction and the errors are those of :class:`SymbolGameMarg`.
 
     Example:
         >>> from egg_sparse import SparsemaxWrapper, host
@@ -266,26 +266,6 @@ class CommunicationMarg(_Marginalization):
         >>> interaction.message.shape
         torch.Size([8])
     """
-
-    def __init__(
-        self,
-        sender_entropy_coeff: float = 0.0,
-        receiver_entropy_coeff: float = 0.0,
-        strategy: str = "auto",
-        chunk_size: int | None = None,
-        evaluation: str = "greedy",
-        train_logging_strategy: Any = None,
-        test_logging_strategy: Any = None,
-    ) -> None:
-        super().__init__(
-            sender_entropy_coeff,
-            receiver_entropy_coeff,
-            strategy,
-            chunk_size,
-            evaluation,
-            train_logging_strategy,
-            test_logging_strategy,
-        )
 
     def forward(
         self,
