@@ -16,8 +16,48 @@ from typing import Any, NoReturn
 OPTIMIZERS = ("adam", "sgd", "adagrad")
 
 
+def number(
+    kind: type[int] | type[float],
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Callable[[str], Any]:
+    """An argparse type: a finite number within bounds."""
+
+    def parse(text: str) -> Any:
+        try:
+            value: Any = kind(text)
+        except ValueError:
+            value = math.nan
+        within = math.isfinite(value) and (at_least is None or value >= at_least) and (above is None or value > above)
+        if not within or (at_most is not None and value > at_most):
+            what = "a whole number" if kind is int else "a number"
+            bounds = [
+                f" {name} {bound}" for name, bound in (("of at least", at_least), ("above", above)) if bound is not None
+            ]
+            bounds += [f" and at most {at_most}"] if at_most is not None else []
+            raise argparse.ArgumentTypeError(f"expected {what}{''.join(bounds)}, got {text!r}")
+        return value
+
+    return parse
+
+
+BOUNDS = {
+    "batch_size": number(int, at_least=1),
+    "checkpoint_freq": number(int, at_least=0),
+    "lr": number(float, above=0),
+    "max_len": number(int, at_least=1),
+    "n_epochs": number(int, at_least=0),
+    "random_seed": number(int, at_least=0, at_most=2**32 - 1),
+    "update_freq": number(int, at_least=1),
+    "validation_freq": number(int, at_least=0),
+    "vocab_size": number(int, at_least=1),
+}
+"""Of the options that EGG adds: what they can be."""
+
+
 class ZooParser(argparse.ArgumentParser):
-    """A parser whose options may have other defaults than those EGG adds, and which knows what was given.
+    """A parser that bounds the options that EGG adds, may give them other defaults, and knows what was given.
 
     Args:
         prog: the command, for messages.
@@ -33,6 +73,7 @@ class ZooParser(argparse.ArgumentParser):
         action = super().add_argument(*args, **kwargs)
         if action.dest == "optimizer":
             action.choices = OPTIMIZERS
+        action.type = BOUNDS.get(action.dest, action.type)
         if action.dest in self.defaults:
             action.default = self.defaults[action.dest]
             action.help = re.sub(r"\s*\(default: .*?\)", "", action.help or "") + f" (default: {action.default})"
@@ -58,35 +99,6 @@ class ZooParser(argparse.ArgumentParser):
         for name in names:
             if name in self.given:
                 print(f"{self.prog}: warning: --{name} has no effect {why}", file=sys.stderr, flush=True)
-
-
-def number(kind: type[int] | type[float], at_least: float | None = None, above: float | None = None) -> Callable:
-    """An argparse type: a finite number within bounds."""
-
-    def parse(text: str) -> Any:
-        try:
-            value: Any = kind(text)
-        except ValueError:
-            value = math.nan
-        within = math.isfinite(value) and (at_least is None or value >= at_least) and (above is None or value > above)
-        if not within:
-            what = "a whole number" if kind is int else "a number"
-            bound = (
-                f" of at least {at_least}" if at_least is not None else f" above {above}" if above is not None else ""
-            )
-            raise argparse.ArgumentTypeError(f"expected {what}{bound}, got {text!r}")
-        return value
-
-    return parse
-
-
-def check_common(parser: ZooParser, opts: argparse.Namespace) -> None:
-    """Refuses values of EGG's common options that cannot be meant."""
-    for name, least in (("batch_size", 1), ("n_epochs", 0), ("vocab_size", 1), ("checkpoint_freq", 0)):
-        if getattr(opts, name) < least:
-            parser.error(f"argument --{name}: expected a whole number of at least {least}, got {getattr(opts, name)}")
-    if not 0 < opts.lr < float("inf"):
-        parser.error(f"argument --lr: expected a number above 0, got {opts.lr}")
 
 
 def as_arguments(opts: dict[str, Any]) -> list[str]:

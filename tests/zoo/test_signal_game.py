@@ -395,6 +395,16 @@ class TestRuns:
             for name, value in whole.model_state_dict.items():
                 assert torch.equal(value, resumed.model_state_dict[name])
 
+    def test_preemptable(self, monkeypatch, tmp_path):
+        """Started again with the same options, a job goes on from its last checkpoint, as with EGG's games."""
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+        options = ["--preemptable", "--checkpoint_freq=1", "--random_seed=5", "--lr_schedule=constant", *SMALL[1:]]
+        main([*options, "--n_epochs=1", "--out=job"])
+        main([*options, "--n_epochs=2", "--out=job"])
+        epochs = [json.loads(line)["epoch"] for line in (tmp_path / "job/metrics.jsonl").open()]
+        assert epochs == [1, 1, 2, 2]
+        assert {path.name for path in (tmp_path / "job/checkpoints/17_0").iterdir()} == {"1.tar", "2.tar", "final.tar"}
+
     def test_learns(self):
         final = main(["--n_epochs=4", "--random_seed=1", "--game_size=8"])
         assert final["acc"] > 0.6, "chance is 0.125"
@@ -506,8 +516,14 @@ class TestCommand:
             (["--normalizer=0.5"], "argument --normalizer: expected sparsemax, softmax, entmax15 or a number above 1"),
             (["--game_size=0"], "argument --game_size: expected a whole number of at least 1, got '0'"),
             (["--tau_s=nan"], "argument --tau_s: expected a number above 0, got 'nan'"),
-            (["--batch_size=0"], "argument --batch_size: expected a whole number of at least 1, got 0"),
-            (["--lr=-1"], "argument --lr: expected a number above 0, got -1"),
+            (["--batch_size=0"], "argument --batch_size: expected a whole number of at least 1, got '0'"),
+            (
+                ["--random_seed=-1"],
+                "--random_seed: expected a whole number of at least 0 and at most 4294967295, got '-1'",
+            ),
+            (["--update_freq=0"], "argument --update_freq: expected a whole number of at least 1, got '0'"),
+            (["--evaluate", "--load_from_checkpoint"], "--evaluate needs --load_from_checkpoint"),
+            (["--lr=-1"], "argument --lr: expected a number above 0, got '-1'"),
             (["--optimizer=rmsprop"], "argument --optimizer: invalid choice: 'rmsprop'"),
             (["--latent_size=3", "--vocab_size=4"], "--latent_size and --vocab_size are the same option, got 3 and 4"),
             (["--evaluate"], "--evaluate needs --load_from_checkpoint"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -225,10 +226,10 @@ def _describe(value: Any) -> str:
 def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"--root: there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"--root: {path} cannot be read as features and labels: it is not an .npz archive")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is not an archive of arrays")
             missing = {"features", "labels"} - set(archive.files)
             if missing:
                 raise ValueError(f"it has no array named {' and none named '.join(sorted(missing))}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -16,7 +18,7 @@ from torch import nn
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import EpochSetter, MetricsWriter, StepTemperature, TrainingProgress
 from egg_sparse.zoo import run_folder
-from egg_sparse.zoo.options import ZooParser, as_arguments, check_common, number, require
+from egg_sparse.zoo.options import ZooParser, as_arguments, number, require
 from egg_sparse.zoo.signal_game import data
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
 
@@ -131,7 +133,6 @@ def parse_options(params: list[str]) -> argparse.Namespace:
                 f"--latent_size and --vocab_size are the same option, got {opts.latent_size} and {opts.vocab_size}"
             )
         opts.vocab_size = opts.latent_size
-    check_common(parser, opts)
     if not evaluate:
         unused = [name for name, modes in MODE_OPTIONS.items() if opts.mode not in modes]
         parser.warn_unused(unused, f"in mode {opts.mode}")
@@ -149,9 +150,14 @@ def parse_options(params: list[str]) -> argparse.Namespace:
 
 
 def _value_of(name: str, params: list[str]) -> str | None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument(name, dest="value", default=None)
-    return finder.parse_known_args(params)[0].value
+    """The last value of an option, before there is a parser that knows all options."""
+    value = ""
+    for option, following in itertools.pairwise([*params, ""]):
+        if option == name:
+            value = following
+        elif option.startswith(f"{name}="):
+            value = option.partition("=")[2]
+    return value or None
 
 
 def loss_nll(
@@ -318,6 +324,7 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.Gam
         run_folder.save_options(folder, opts)
         if opts.checkpoint_dir is None:
             opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
+        os.makedirs(opts.checkpoint_dir, exist_ok=True)
 
     optimizer = core.build_optimizer(game.parameters())
     for group in optimizer.param_groups:
