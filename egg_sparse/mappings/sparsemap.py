@@ -11,9 +11,11 @@ bit-vectors with that mean is a solution. The decompositions offer two in closed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings.scores import check_scores, result_type, synchronise, working_copy
@@ -130,74 +132,102 @@ def sparsemap_bit_vectors(
             "threshold", whose largest set may break it.
 
     Example:
-        >>> d = sparsemap_bit_vectors(torch.tensor([[0.0, 0.5, -3.0]]), decomposition="threshold")
+        >>> d = sparsemap_bit_vectors(torch.tensor([[0.0, 0.25, -3.0]]), decomposition="threshold")
         >>> d.messages[:, 0].tolist(), d.probs[:, 0].tolist()
-        ([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], [0.5, 0.25, 0.25])
+        ([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0.5, 0.375, 0.125])
         >>> d.mean
-        tensor([[0.5000, 0.7500, 0.0000]])
+        tensor([[0.5000, 0.6250, 0.0000]])
 
     Source: for "systematic", Madow, "On the Theory of Systematic Sampling, II" (Annals of Mathematical
     Statistics, 1949).
     """
     check_scores(scores, "D bits")
     check_options(budget, decomposition)
-    x, finite = working_copy(scores)
     with torch.autocast(scores.device.type, enabled=False):
-        mu, limited = _marginals(x, budget)
-        if decomposition == "threshold":
-            probs, messages = _threshold(mu)
-        else:
-            probs, messages = _systematic(mu, limited, budget)
+        x = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        probs, messages = _Decomposition.apply(x, budget, decomposition == "systematic")
     dtype = result_type(scores)
-    probs = probs.to(dtype)
-    rows = 1
-    if len(probs):
-        (rows,) = synchronise(finite, (probs.detach() > 0).sum(1).max())
-    terms = probs.detach().topk(rows, dim=1).indices
-    return SparseDistribution(messages(terms, dtype), probs.gather(1, terms).t(), validate_args=False)
+    return SparseDistribution(messages.to(dtype), probs.to(dtype), validate_args=False)
 
 
-_Messages = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
-"""The bit-vectors (K, B, D) of given terms (B, K), in a given type."""
+class _Decomposition(torch.autograd.Function):
+    """Probabilities (K, B) and bit-vectors (K, B, D) of the terms, most probable first.
 
-
-def _threshold(mu: torch.Tensor) -> tuple[torch.Tensor, _Messages]:
-    """Probabilities (B, D + 1) of the nested sets of the 0, 1, ..., D bits with the highest marginals."""
-    ordered, order = mu.sort(dim=1, descending=True)
-    one = mu.new_ones(len(mu), 1)
-    probs = torch.cat((one, ordered), 1) - torch.cat((ordered, one - 1), 1)
-
-    def messages(terms: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        rank = order.argsort(dim=1)
-        return (rank < terms.t()[:, :, None]).to(dtype)
-
-    return probs, messages
-
-
-def _systematic(mu: torch.Tensor, limited: torch.Tensor | None, budget: int | None) -> tuple[torch.Tensor, _Messages]:
-    """Probabilities (B, D + 1) of the stretches of u in [0, 1) in which the message does not change.
-
-    Bit i is on for u if its stretch [end_{i-1}, end_i) holds u plus an integer, that is, if one more integer n has
-    u + n < end_i than has u + n < end_{i-1}: floor(end_i) + [u < fraction(end_i)] counts them.
+    One function for all of it, since autograd's bookkeeping for its many small steps would take longer than they do.
+    Both decompositions sort D numbers, fractions of running sums or marginals, and their probabilities are the gaps
+    between neighbours, so one backward pass serves both.
     """
-    on = mu.detach() >= 1  # kept out of the sums, whose rounding could switch them off
-    ends = torch.where(on, 0, mu).cumsum(1, dtype=torch.float64)
-    nearest = ends.detach().round()
-    ends = torch.where((ends.detach() - nearest).abs() <= 8 * torch.finfo(mu.dtype).eps, nearest, ends)
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, budget: int | None, systematic: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, n_bits = x.shape
+        mu, limited = _marginals(x, budget)
+        if systematic:
+            ends, flips = _laid_end_to_end(mu, limited, budget)
+        else:
+            ends, flips = mu, None
+        # the edges 0 and 1 of the gaps, around the sorted numbers
+        edges = x.new_zeros(batch, n_bits + 2)
+        edges[:, -1] = 1
+        inner, order = ends.sort(dim=1)
+        edges[:, 1:-1] = inner
+        gaps = edges.diff(dim=1)
+
+        rows = 1
+        if batch:
+            most = (gaps > 0).sum(1).amax() + (x * 0).sum()  # NaN if a score is not finite: one transfer for both
+            found = most.item()
+            if not math.isfinite(found):
+                synchronise(torch.isfinite(x))
+            rows = int(found)
+        probs, terms = gaps.topk(rows, dim=1)
+        starts = edges.gather(1, terms).t().unsqueeze(-1)
+        passed = starts < ends
+        if flips is None:
+            messages = passed
+        else:
+            messages = passed ^ flips
+            messages[:, :, 1:] ^= passed[:, :, :-1]
+        ctx.save_for_backward(mu, order, terms)
+        ctx.limited, ctx.systematic = limited, systematic
+        messages = messages.to(x.dtype)
+        ctx.mark_non_differentiable(messages)
+        return probs.t(), messages
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_probs: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        mu, order, terms = ctx.saved_tensors
+        of_gaps = mu.new_zeros(len(mu), mu.shape[1] + 1).scatter_(1, terms, grad_probs.t())
+        grad = torch.empty_like(mu).scatter_(1, order, of_gaps[:, :-1] - of_gaps[:, 1:])
+        if ctx.systematic:
+            grad = grad.flip(1).cumsum(1).flip(1)
+        between = (mu > 0) & (mu < 1)
+        grad = grad * between
+        if ctx.limited is not None:
+            shared = grad.sum(1, keepdim=True) / between.sum(1, keepdim=True).clamp(min=1) * between
+            grad = grad - shared * ctx.limited[:, None]
+        return grad / 2, None, None
+
+
+def _laid_end_to_end(
+    mu: torch.Tensor, limited: torch.Tensor | None, budget: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the stretch of each bit ends, less its whole part, and which bits a message has if no fraction is passed.
+
+    Bit i is on for u if its stretch [end_{i-1}, end_i) holds u plus an integer: floor(end_i) + [u < fraction(end_i)]
+    counts the integers n with u + n < end_i, and the bit is the difference of two such counts, 0 or 1.
+    """
+    on = mu >= 1  # kept out of the sums, whose rounding could switch them off
+    ends = mu.masked_fill(on, 0).cumsum(1, dtype=torch.float64)
     if limited is not None and budget is not None:
+        # sums that are whole but for rounding would make terms of no weight, and the last one break the budget
+        nearest = ends.round()
+        ends = torch.where((ends - nearest).abs() <= 8 * torch.finfo(mu.dtype).eps, nearest, ends)
         total = (budget - on.sum(1, keepdim=True)).to(ends.dtype)
-        ends = torch.where(limited[:, None] & (ends.detach() > total), total, ends)
-    whole = ends.detach().floor()
-    fraction = ends - whole
-    one = fraction.new_ones(len(mu), 1)
-    starts = torch.cat((one - 1, fraction.sort(dim=1).values), 1)
-    probs = torch.cat((starts[:, 1:], one), 1) - starts
-
-    def messages(terms: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        start = starts.detach().gather(1, terms).t()[:, :, None]
-        passed = (start < fraction.detach()).to(dtype)
-        bits = passed + (whole.diff(dim=1, prepend=whole[:, :1] * 0) + on).to(dtype)
-        bits[:, :, 1:] -= passed[:, :, :-1]
-        return bits.clamp_(0, 1)
-
-    return probs, messages
+        ends = torch.where(limited[:, None], torch.minimum(ends, total), ends)
+    whole = ends.floor()
+    flips = on
+    flips[:, :1] |= whole[:, :1] > 0
+    flips[:, 1:] |= whole[:, 1:] > whole[:, :-1]
+    return (ends - whole).to(mu.dtype), flips
