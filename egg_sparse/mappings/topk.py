@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 
-import entmax as entmax_library
 import numpy as np
 import torch
 
@@ -53,8 +52,13 @@ def flip_candidates(k: int, n_bits: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _candidates_on(device: torch.device, k: int, n_bits: int) -> torch.Tensor:
-    return torch.from_numpy(flip_candidates(k, n_bits)).to(device)
+def _candidates_on(device: torch.device, k: int, n_bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The candidates (C, R), and their transpose as the factor of a matrix product.
+
+    The product is of float64, which no setting of float32_matmul_precision makes less exact.
+    """
+    candidates = torch.from_numpy(flip_candidates(k, n_bits)).to(device)
+    return candidates, candidates.t().to(torch.float32 if device.type == "mps" else torch.float64)
 
 
 def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,8 +122,7 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
     x, finite = _prepare(scores, k)
     with torch.autocast(scores.device.type, enabled=False):
         flips = _CheapestFlips(x, k)
-        # The score of the best bit-vector is common to all and changes nothing; 1 or more below it is out of reach.
-        probs = entmax_library.sparsemax((-flips.costs).clamp(min=-2), dim=1)
+        probs = _sparsemax_of_sorted(-flips.costs)  # the score of the best bit-vector, common to all, changes nothing
     probs = probs.to(result_type(scores))
     positive = probs.detach() > 0
     rows = 1
@@ -129,6 +132,13 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
     all_bit_vectors = probs.shape[1] == 2 ** scores.shape[1]
     distribution.is_exact = torch.ones_like(positive[:, -1]) if all_bit_vectors else ~positive[:, -1]
     return distribution
+
+
+def _sparsemax_of_sorted(scores: torch.Tensor) -> torch.Tensor:
+    """Sparsemax of scores (B, K) in descending order: the threshold is the largest of those of the first 1, ..., K."""
+    counts = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
+    threshold = ((scores.cumsum(1) - 1) / counts).amax(1, keepdim=True)
+    return (scores - threshold).clamp(min=0)
 
 
 def _prepare(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,14 +159,14 @@ class _CheapestFlips:
     """The up to k cheapest sets of bits to flip in 1[x > 0], for every example: ``costs`` (B, K), ascending."""
 
     def __init__(self, x: torch.Tensor, k: int) -> None:
-        candidates = _candidates_on(x.device, k, x.shape[1])
+        candidates, factor = _candidates_on(x.device, k, x.shape[1])
         n_ranks = candidates.shape[1]
         self.bits = x.detach() > 0
         magnitude = torch.where(self.bits, x, -x)  # |x|, with a gradient of -1 where x is 0, at which the bit is off
         self.positions = magnitude.detach().sort(dim=1, stable=True).indices[:, :n_ranks]
-        costs = magnitude.gather(1, self.positions) @ candidates.to(x.dtype).t()
+        costs = magnitude.gather(1, self.positions).to(factor.dtype) @ factor
         chosen = costs.detach().sort(dim=1, stable=True).indices[:, :k]
-        self.costs = costs.gather(1, chosen)
+        self.costs = costs.gather(1, chosen).to(x.dtype)
         self._chosen, self._candidates = chosen, candidates
 
     def vectors(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
