@@ -184,8 +184,8 @@ class SparseMAPBitVectorWrapper(_ScoringWrapper):
         agent: called with whatever the wrapper is called with; returns scores ``(B, D)``.
         budget: every bit-vector has at most so many bits on; None for any number.
         decomposition: how the marginals become bit-vectors. "systematic" has about as many terms as there are open
-            bits, each with about the mean number of bits on: more receiver calls and, on the digits, a better
-            ELBO. "threshold" has nested sets of bits, not for budgets; fewer terms where marginals coincide.
+            bits, each with about the mean number of bits on, so it shows the receiver more different messages, at
+            more calls. "threshold" has nested sets of bits, not for budgets; fewer terms where marginals coincide.
         temperature: scores are divided by it. A plain attribute: EGG's ``TemperatureUpdater`` anneals it.
 
     Raises:
