@@ -40,6 +40,7 @@ class _Marginalization(nn.Module):
         self.train_logging_strategy = train_logging_strategy or host.core.LoggingStrategy()
         self.test_logging_strategy = test_logging_strategy or host.core.LoggingStrategy()
         self._strategy_of_receiver: dict[int, str] = {}
+        self._checked_receivers: set[tuple[int, int | None]] = set()
 
     @property
     def evaluation(self) -> str:
@@ -98,8 +99,10 @@ class _Marginalization(nn.Module):
             aux_input,
             keep_output=logging_strategy.store_receiver_output,
             vocab_size=distribution.vocab_size,
+            check_vocabulary=(id(receiver), distribution.vocab_size) not in self._checked_receivers,
         )
         played = self._play(distribution, game_round, greedy)
+        self._checked_receivers.add((id(receiver), distribution.vocab_size))
         expect = (lambda values: values[0]) if greedy else distribution.expectation
 
         losses = expect(played.values["loss"])

@@ -11,7 +11,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,14 @@ class Round:
     aux_input: Any
     keep_output: bool
     vocab_size: int | None = None
+    check_vocabulary: bool = True
 
     def __call__(self, message: torch.Tensor) -> dict[str, torch.Tensor]:
         """Plays one message per example; everything returned has the examples on axis 0."""
-        with _checked_vocabulary(self.receiver, message, self.vocab_size):
+        checked = (
+            _checked_vocabulary(self.receiver, message, self.vocab_size) if self.check_vocabulary else nullcontext()
+        )
+        with checked, _explained_index_error(self.vocab_size):
             output = self.receiver(message, self.receiver_input, self.aux_input)
         acts = _is_action(output)
         output, log_prob, entropy = output if acts else (output, None, None)
@@ -149,13 +153,21 @@ def _checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | 
     hooks = [layer.register_forward_pre_hook(check) for layer in layers]
     try:
         yield
-    except IndexError as error:
-        raise ValueError(
-            f"the receiver raised an IndexError ({error}); it must be able to read symbols 0 to {vocab_size - 1}"
-        ) from error
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _explained_index_error(vocab_size: int | None) -> Iterator[None]:
+    try:
+        yield
+    except IndexError as error:
+        if vocab_size is None:
+            raise
+        raise ValueError(
+            f"the receiver raised an IndexError ({error}); it must be able to read symbols 0 to {vocab_size - 1}"
+        ) from error
 
 
 def _is_view(tensor: Any, message: torch.Tensor) -> bool:
@@ -274,6 +286,7 @@ def _play_gather(
             pick("aux_input", game_round.aux_input),
             game_round.keep_output,
             game_round.vocab_size,
+            game_round.check_vocabulary,
         )
         return of_pairs(distribution.messages[row, example])
 

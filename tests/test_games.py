@@ -573,6 +573,15 @@ class TestMistakes:
         with pytest.raises(ValueError, match=error):
             game(*self.batch())
 
+    def test_hooks_are_removed_and_not_set_again(self):
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
+        game(*self.batch())
+        assert not any(layer._forward_pre_hooks for layer in game.modules())
+        set_again = []
+        game.receiver.read.register_forward_pre_hook = lambda *args: set_again.append(args)
+        game(*self.batch())
+        assert not set_again
+
     def test_symbols_beyond_a_table(self):
         class Table(nn.Module):
             def __init__(self):
