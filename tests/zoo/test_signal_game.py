@@ -473,6 +473,13 @@ class TestCommand:
         assert result.returncode == 1
         assert result.stderr == "egg_sparse.zoo.signal_game: error: --root: there is no file no.npz\n"
 
+    def test_a_host_that_cannot_be_had(self):
+        result = command(EGG_SPARSE_HOST="eggs")
+        assert result.returncode == 1
+        assert result.stderr == (
+            'egg_sparse.zoo.signal_game: error: EGG_SPARSE_HOST must be "egg" or "standin", got \'eggs\'\n'
+        )
+
     def test_runs_and_ends_with_one_json_object(self, tmp_path):
         result = command(*SMALL, "--random_seed=1")
         assert result.returncode == 0, result.stderr

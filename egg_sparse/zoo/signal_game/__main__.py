@@ -1,6 +1,13 @@
 import sys
 
 from egg_sparse.zoo.options import run
-from egg_sparse.zoo.signal_game.train import PROG, main
 
-sys.exit(run(PROG, main))
+
+def main(params: list[str]) -> None:
+    # imported here, so that what goes wrong with the host is told in a sentence as well
+    from egg_sparse.zoo.signal_game import train
+
+    train.main(params)
+
+
+sys.exit(run("egg_sparse.zoo.signal_game", main))
