@@ -75,6 +75,8 @@ class SparseDistribution(Distribution):
         self.vocab_size = vocab_size
         #: ``(B,)`` bool, of mappings that may leave terms out: where they left out none. None of other mappings.
         self.is_exact: torch.Tensor | None = None
+        #: ``(B,)``, of mappings that iterate: by how much, at most, their objective is below its optimum. Else None.
+        self.duality_gap: torch.Tensor | None = None
         super().__init__(probs.shape[1:], messages.shape[2:], validate_args=validate_args)
         if self._validate_args:
             self._check_probs()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings import categorical, sparsemap, topk
+from egg_sparse.mappings import active_set, categorical, lpsmap, sparsemap, topk
 
 _NORMALIZERS = {
     "softmax": categorical.softmax,
@@ -185,12 +185,19 @@ class SparseMAPBitVectorWrapper(_ScoringWrapper):
         budget: every bit-vector has at most so many bits on; None for any number.
         decomposition: how the marginals become bit-vectors. "systematic" has about as many terms as there are open
             bits, each with about the mean number of bits on, so it shows the receiver more different messages, at
-            more calls. "threshold" has nested sets of bits, not for budgets; fewer terms where marginals coincide.
+            more calls: the one to begin with. "threshold" has nested sets of bits, not for budgets; fewer terms
+            where marginals coincide. "active_set" is the paper's own method, for comparisons with it: the fewest
+            terms that reach ``tol``, and so the fewest calls while many bits are open, but slower to compute.
         temperature: scores are divided by it. A plain attribute: EGG's ``TemperatureUpdater`` anneals it.
+        solver: "native"; or "lpsmap", the lp-sparsemap package where it is installed, to check results with.
+        max_iter: for "active_set": at most so many bit-vectors enter or leave the support, per call.
+        tol: for "active_set": the duality gap at which to stop; larger means fewer bit-vectors, and marginals that
+            may be off by its square root.
 
     Raises:
         TypeError, ValueError: an argument is none of the above, "threshold" with a budget, or the agent's scores
             are not finite floating-point numbers of shape ``(B, D)``.
+        ImportError: solver "lpsmap" without lp-sparsemap.
 
     Example:
         >>> distribution = SparseMAPBitVectorWrapper(nn.Linear(10, 32), budget=3)(torch.randn(4, 10))
@@ -206,14 +213,25 @@ class SparseMAPBitVectorWrapper(_ScoringWrapper):
         budget: int | None = None,
         decomposition: str = "systematic",
         temperature: float = 1.0,
+        solver: str = "native",
+        max_iter: int = active_set.MAX_ITER,
+        tol: float = active_set.TOL,
     ) -> None:
         super().__init__(agent, temperature)
-        sparsemap.check_options(budget, decomposition)
+        sparsemap.check_options(budget, decomposition, solver, max_iter, tol)
+        if solver == "lpsmap":
+            lpsmap.import_factors()
         self.budget = budget
         self.decomposition = decomposition
+        self.solver = solver
+        self.max_iter = max_iter
+        self.tol = tol
 
     def extra_repr(self) -> str:
-        return f"budget={self.budget}, decomposition={self.decomposition}, temperature={self.temperature}"
+        parts = f"budget={self.budget}, decomposition={self.decomposition}, temperature={self.temperature}"
+        return parts if self.solver == "native" else f"{parts}, solver={self.solver}"
 
     def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
-        return sparsemap.sparsemap_bit_vectors(self._scores(*args, **kwargs), self.budget, self.decomposition)
+        return sparsemap.sparsemap_bit_vectors(
+            self._scores(*args, **kwargs), self.budget, self.decomposition, self.solver, self.max_iter, self.tol
+        )

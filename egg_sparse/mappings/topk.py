@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.scores import check_scores, result_type, synchronise, working_copy
+from egg_sparse.mappings.scores import check_scores, result_type, synchronise_finite
 
 
 @functools.lru_cache(maxsize=64)
@@ -53,12 +53,12 @@ def flip_candidates(k: int, n_bits: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _candidates_on(device: torch.device, k: int, n_bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The candidates (C, R), and their transpose as the factor of a matrix product.
+    """The candidates (C, R) as float32, and their transpose as the factor of a matrix product.
 
     The product is of float64, which no setting of float32_matmul_precision makes less exact.
     """
     candidates = torch.from_numpy(flip_candidates(k, n_bits)).to(device)
-    return candidates, candidates.t().to(torch.float32 if device.type == "mps" else torch.float64)
+    return candidates.float(), candidates.t().to(torch.float32 if device.type == "mps" else torch.float64)
 
 
 def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,9 +84,9 @@ def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.
         >>> values[:, 0].tolist()
         [3.0, 2.5, 2.0]
     """
-    x, finite = _prepare(scores, k)
-    synchronise(finite)
+    x = _prepare(scores, k)
     with torch.autocast(scores.device.type, enabled=False):
+        synchronise_finite(x.detach(), x.new_zeros(()))
         flips = _CheapestFlips(x, k)
         values = x.clamp(min=0).sum(1) - flips.costs.t()
     dtype = result_type(scores)
@@ -119,7 +119,7 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
 
     Source: Correia et al. (NeurIPS 2020), section 4.1.
     """
-    x, finite = _prepare(scores, k)
+    x = _prepare(scores, k)
     with torch.autocast(scores.device.type, enabled=False):
         flips = _CheapestFlips(x, k)
         probs = _sparsemax_of_sorted(-flips.costs)  # the score of the best bit-vector, common to all, changes nothing
@@ -127,7 +127,7 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
     positive = probs.detach() > 0
     rows = 1
     if len(probs):
-        (rows,) = synchronise(finite, positive.sum(1).max())
+        rows = synchronise_finite(x.detach(), positive.sum(1).max())
     distribution = SparseDistribution(flips.vectors(rows, probs.dtype), probs[:, :rows].t(), validate_args=False)
     all_bit_vectors = probs.shape[1] == 2 ** scores.shape[1]
     distribution.is_exact = torch.ones_like(positive[:, -1]) if all_bit_vectors else ~positive[:, -1]
@@ -141,10 +141,10 @@ def _sparsemax_of_sorted(scores: torch.Tensor) -> torch.Tensor:
     return (scores - threshold).clamp(min=0)
 
 
-def _prepare(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _prepare(scores: torch.Tensor, k: int) -> torch.Tensor:
     check_scores(scores, "D bits")
     check_k(k)
-    return working_copy(scores)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def check_k(k: int) -> None:
@@ -160,10 +160,10 @@ class _CheapestFlips:
 
     def __init__(self, x: torch.Tensor, k: int) -> None:
         candidates, factor = _candidates_on(x.device, k, x.shape[1])
-        n_ranks = candidates.shape[1]
-        self.bits = x.detach() > 0
-        magnitude = torch.where(self.bits, x, -x)  # |x|, with a gradient of -1 where x is 0, at which the bit is off
-        self.positions = magnitude.detach().sort(dim=1, stable=True).indices[:, :n_ranks]
+        # numbers at once: PyTorch is slow at making numbers of booleans
+        self.bits = torch.gt(x.detach(), 0, out=torch.empty_like(x))
+        magnitude = torch.where(x > 0, x, -x)  # |x|, with a gradient of -1 where x is 0, at which the bit is off
+        self.positions = _smallest(magnitude.detach(), candidates.shape[1])
         costs = magnitude.gather(1, self.positions).to(factor.dtype) @ factor
         chosen = costs.detach().sort(dim=1, stable=True).indices[:, :k]
         self.costs = costs.gather(1, chosen).to(x.dtype)
@@ -172,6 +172,18 @@ class _CheapestFlips:
     def vectors(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
         """The bit-vectors ``(rows, B, D)`` after the ``rows`` cheapest flips."""
         flipped = self._candidates[self._chosen[:, :rows].t()]
-        values = flipped ^ self.bits.gather(1, self.positions)
-        positions = self.positions.expand(rows, *self.positions.shape)
-        return self.bits.to(dtype).repeat(rows, 1, 1).scatter_(2, positions, values.to(dtype))
+        values = (flipped.to(self.bits.dtype) - self.bits.gather(1, self.positions)).abs_()
+        vectors = self.bits.expand(rows, -1, -1).clone(memory_format=torch.contiguous_format)
+        return vectors.scatter_(2, self.positions.expand(rows, -1, -1), values).to(dtype)
+
+
+def _smallest(magnitude: torch.Tensor, n: int) -> torch.Tensor:
+    """Positions ``(B, n)`` of the smallest, in ascending order, equal ones by position."""
+    n_bits = magnitude.shape[1]
+    if magnitude.dtype != torch.float32 or 2 * n > n_bits:
+        return magnitude.sort(dim=1, stable=True).indices[:, :n]
+    # The bits of non-negative floats are ordered as they are: with the position below them, no two are equal, and the
+    # n smallest are found without sorting the others.
+    position = torch.arange(n_bits, device=magnitude.device)
+    keys = torch.add(position, magnitude.abs().view(torch.int32), alpha=2**32)
+    return keys.topk(n, dim=1, largest=False).values.bitwise_and_(2**32 - 1)

@@ -192,7 +192,9 @@ def test_refuses(scores, options, error):
 
 
 def test_refuses_decompositions():
-    with pytest.raises(ValueError, match="decomposition must be one of systematic, threshold, got 'random'"):
+    with pytest.raises(
+        ValueError, match="decomposition must be one of systematic, threshold, active_set, got 'random'"
+    ):
         sparsemap_bit_vectors(torch.zeros(1, 2), decomposition="random")
     with pytest.raises(ValueError, match='"threshold" cannot keep a budget: its largest set has all bits'):
         sparsemap_bit_vectors(torch.zeros(1, 2), budget=1, decomposition="threshold")

@@ -1,0 +1,257 @@
+"""The batched active set: against a general quadratic solver, the duality gap over all structures, and closed forms."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import minimize
+
+from egg_sparse.mappings import sparsemap_active_set, sparsemap_bit_vectors, sparsemap_chain, sparsemap_marginals
+from egg_sparse.mappings.chain import viterbi
+
+values = st.floats(-3, 3) | st.sampled_from([0.0, 1.0, -1.0, 0.5, -0.5, 1e-30, 1e3, -1e3])
+
+
+def all_bit_vectors(n_bits):
+    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=n_bits)), dtype=torch.float64)
+
+
+def chain_scores(x, transitions, sequences):
+    """Of every one of the sequences (S, D), for every example: (B, S)."""
+    return x @ sequences.T + transitions @ (sequences[:, 1:] * sequences[:, :-1]).T
+
+
+def gap_over_all(mu, score, structures, mean_score):
+    """The duality gap by its definition, with every structure tried: (B,)."""
+    gains = score - 2 * mu @ structures.T + structures.sum(1)
+    return gains.amax(1) - (mean_score - 2 * mu.pow(2).sum(1) + mu.sum(1))
+
+
+def exactly(k):
+    return lambda scores: torch.zeros_like(scores).scatter(1, scores.topk(k, dim=1).indices, 1.0)
+
+
+def projection(score, structures):
+    """The quadratic program over the simplex of all structures, of one example, by sequential least squares."""
+
+    def negative(p):
+        mu = p @ structures
+        return -(p @ score - 0.5 * mu @ mu - 0.5 * (1 - mu) @ (1 - mu))
+
+    n = len(structures)
+    simplex = {"type": "eq", "fun": lambda p: p.sum() - 1}
+    start = np.full(n, 1 / n)
+    found = minimize(negative, start, bounds=[(0, 1)] * n, constraints=simplex, method="SLSQP", tol=1e-14)
+    return found.x @ structures, -found.fun
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 4])
+def test_chain_equals_a_quadratic_solver(n_bits):
+    x = torch.randn(6, n_bits, dtype=torch.float64)
+    transitions = 2 * torch.randn(6, n_bits - 1, dtype=torch.float64)
+    sequences = all_bit_vectors(n_bits)
+    score = chain_scores(x, transitions, sequences)
+    mu = sparsemap_chain(x, transitions).mean
+    for b in range(6):
+        expected, _ = projection(score[b].numpy(), sequences.numpy())
+        np.testing.assert_allclose(mu[b].numpy(), expected, atol=1e-5)
+
+
+@given(
+    st.integers(1, 8).flatmap(lambda n: st.tuples(*(arrays("float64", (3, m), elements=values) for m in (n, n - 1))))
+)
+@settings(max_examples=150, deadline=None)
+def test_chain_is_optimal_over_all_sequences(case):
+    x, transitions = map(torch.from_numpy, case)
+    d = sparsemap_chain(x, transitions)
+    sequences = all_bit_vectors(x.shape[1])
+    score = chain_scores(x, transitions, sequences)
+    own = d.expectation((d.messages * x).sum(-1) + (d.messages[..., 1:] * d.messages[..., :-1] * transitions).sum(-1))
+    gap = gap_over_all(d.mean, score, sequences, own)
+    assert (gap < 1e-8 * (1 + score.abs().amax(1))).all()
+    torch.testing.assert_close(d.probs.sum(0), torch.ones(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert (d.probs[:-1] >= d.probs[1:]).all()
+    assert (d.support_size <= x.shape[1] + 1).all()
+    for b in range(3):
+        terms = d.messages[d.mask[:, b], b].tolist()
+        assert len({tuple(term) for term in terms}) == len(terms)
+
+
+def test_chain_without_transitions_is_bits():
+    x = torch.randn(20, 12, dtype=torch.float64)
+    d = sparsemap_chain(x, torch.zeros(11, dtype=torch.float64))
+    torch.testing.assert_close(d.mean, sparsemap_marginals(x), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [None, 0, 1, 5, 32, 40])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0, 1e30])
+def test_bits_and_budget_equal_the_closed_form(budget, scale):
+    x = scale * torch.randn(16, 32, dtype=torch.float64)
+    d = sparsemap_bit_vectors(x, budget, "active_set")
+    torch.testing.assert_close(d.mean, sparsemap_marginals(x, budget), atol=5e-5, rtol=0)
+    assert d.duality_gap.max() < 1e-6
+    assert (d.support_size <= 33).all()
+    if budget is not None:
+        assert (d.messages.sum(-1)[d.mask] <= budget).all()
+
+
+@given(arrays("float64", st.tuples(st.just(3), st.integers(1, 9)), elements=values), st.data())
+@settings(max_examples=150, deadline=None)
+def test_bits_and_budget_with_ties(x, data):
+    budget = data.draw(st.none() | st.integers(0, x.shape[1] + 1))
+    d = sparsemap_bit_vectors(torch.from_numpy(x), budget, "active_set")
+    torch.testing.assert_close(d.mean, sparsemap_marginals(torch.from_numpy(x), budget), atol=5e-5, rtol=0)
+    torch.testing.assert_close(d.probs.sum(0), torch.ones(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert (d.support_size <= x.shape[1] + 1).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_an_oracle_of_the_users(k):
+    x = torch.randn(10, 5, dtype=torch.float64)
+    d = sparsemap_active_set(x, exactly(k))
+    assert (d.messages.sum(-1)[d.mask] == k).all()
+    structures = all_bit_vectors(5)
+    structures = structures[structures.sum(1) == k]
+    for b in range(10):
+        expected, _ = projection((x @ structures.T)[b].numpy(), structures.numpy())
+        np.testing.assert_allclose(d.mean[b].numpy(), expected, atol=1e-5)
+
+
+def test_more_structures_than_first_slots():
+    x = torch.randn(4, 120, dtype=torch.float64).clamp(-0.9, 0.9)
+    d = sparsemap_active_set(x, lambda s: (s > 0).to(s.dtype), tol=1e-10)
+    assert d.support_size.min() > 32
+    torch.testing.assert_close(d.mean, sparsemap_marginals(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mapping", ["bits", "budget", "chain"])
+def test_gradients(mapping):
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    transitions = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def solved(x, transitions):
+        if mapping == "chain":
+            return sparsemap_chain(x, transitions, tol=1e-14)
+        return sparsemap_bit_vectors(x, 2 if mapping == "budget" else None, "active_set", tol=1e-14)
+
+    inputs = (x, transitions) if mapping == "chain" else (x,)
+    for output in ("probs", "mean"):
+        assert torch.autograd.gradcheck(lambda x, t=None, o=output: getattr(solved(x, t), o), inputs)
+
+
+def test_gradient_of_the_marginals_equals_the_closed_form():
+    x = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(6, 8, dtype=torch.float64)
+    for budget in (None, 2):
+        means = sparsemap_bit_vectors(x, budget, "active_set", tol=1e-14).mean, sparsemap_marginals(x, budget)
+        grads = [torch.autograd.grad((mean * weights).sum(), x)[0] for mean in means]
+        torch.testing.assert_close(*grads, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("budget", [None, 0, 2, 4])
+def test_gradients_at_breakpoints_are_finite(value, budget):
+    x = torch.full((2, 4), value, requires_grad=True)
+    d = sparsemap_bit_vectors(x, budget, "active_set")
+    (d.entropy().sum() + d.mean.pow(2).sum()).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("n_bits", range(1, 9))
+def test_viterbi_equals_brute_force(n_bits):
+    x, transitions = (torch.randn(50, n, dtype=torch.float64) for n in (n_bits, n_bits - 1))
+    sequences = all_bit_vectors(n_bits)
+    best = chain_scores(x, transitions, sequences).argmax(1)
+    assert torch.equal(viterbi(x, transitions), sequences[best])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_types_strides_and_empty_batches(dtype):
+    x = torch.randn(6, 4).to(dtype)
+    for solve in (
+        lambda x: sparsemap_bit_vectors(x, None, "active_set"),
+        lambda x: sparsemap_bit_vectors(x, 2, "active_set"),
+        lambda x: sparsemap_chain(x, torch.zeros(x.shape[1] - 1, dtype=dtype)),
+    ):
+        d = solve(x.t())
+        assert d.probs.dtype == d.messages.dtype == dtype
+        assert torch.equal(d.messages, solve(x.t().contiguous()).messages)
+        assert solve(torch.zeros(0, 4, dtype=dtype)).mode.shape == (0, 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert solve(x).probs.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_examples_do_not_mix():
+    x, transitions = torch.randn(8, 10, dtype=torch.float64), torch.randn(8, 9, dtype=torch.float64)
+    order = torch.randperm(8)
+    d, permuted = sparsemap_chain(x, transitions), sparsemap_chain(x[order], transitions[order])
+    torch.testing.assert_close(d.mean[order], permuted.mean)
+    torch.testing.assert_close(d.entropy()[order], permuted.entropy())
+
+
+def test_warns_where_it_stops_early():
+    with pytest.warns(RuntimeWarning, match="stopped after 3 of max_iter=3 iterations with a duality gap of"):
+        d = sparsemap_bit_vectors(torch.randn(4, 20), None, "active_set", max_iter=3)
+    assert d.duality_gap.max() > 1e-9
+    torch.testing.assert_close(d.probs.sum(0), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("scores", "transitions", "options", "error"),
+    [
+        (torch.zeros(2, 3), torch.zeros(3), {}, r"transitions must have shape \(B, D - 1\) = \(2, 2\) or \(2,\), got"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), {}, "transitions must be floating point"),
+        (torch.zeros(2, 3), [0.0, 0.0], {}, "transitions must be a tensor, got list"),
+        (torch.zeros(2, 3), torch.tensor([0.0, torch.nan]), {}, "transitions must be finite: 1 of 2"),
+        (torch.zeros(2, 3) / 0, torch.zeros(2), {}, "scores must be finite: 6 of 6"),
+        (torch.zeros(2, 3), torch.zeros(2), {"max_iter": 0}, "max_iter must be at least 1, got 0"),
+        (torch.zeros(2, 3), torch.zeros(2), {"max_iter": 1.5}, "max_iter must be an integer, got float"),
+        (torch.zeros(2, 3), torch.zeros(2), {"tol": -1}, "tol must be a finite number of at least 0, got -1"),
+        (torch.zeros(2, 3), torch.zeros(2), {"solver": "magic"}, "solver must be one of native, lpsmap, got 'magic'"),
+    ],
+)
+def test_refuses(scores, transitions, options, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        sparsemap_chain(scores, transitions, **options)
+
+
+class OddlyScored:
+    """Any bit-vector, with extra scores of a wrong shape."""
+
+    def __call__(self, scores):
+        return (scores > 0).to(scores.dtype)
+
+    def extra_scores(self, structures):
+        return structures.sum()
+
+
+@pytest.mark.parametrize(
+    ("oracle", "error"),
+    [
+        (lambda s: s[:, :2], r"oracle must return structures of the scores' shape \(2, 3\), got \(2, 2\)"),
+        (lambda s: None, "oracle must return structures .* got NoneType"),
+        (lambda s: s + 0.5, "oracle must return structures of zeros and ones"),
+        (OddlyScored(), r"extra_scores must return \(K, B\) = \(1, 2\)"),
+    ],
+)
+def test_refuses_oracles(oracle, error):
+    with pytest.raises(ValueError, match=error):
+        sparsemap_active_set(torch.ones(2, 3), oracle)
+
+
+def test_an_oracle_that_depends_on_the_example():
+    sizes = torch.arange(1, 9)
+
+    def sized(scores):
+        ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+        return (ranks < sizes[:, None]).to(scores.dtype)
+
+    x = torch.randn(8, 12, dtype=torch.float64)
+    d = sparsemap_active_set(x, sized)
+    for b in range(8):
+        alone = sparsemap_active_set(x[b : b + 1], exactly(b + 1))
+        torch.testing.assert_close(d.mean[b], alone.mean[0], atol=1e-6, rtol=0)

@@ -1,0 +1,53 @@
+"""Every mapping to bit-vectors: the same on the CPU and on CUDA, and how often it waits for the device."""
+
+import warnings
+
+import pytest
+import torch
+
+from egg_sparse.mappings import (
+    sparsemap_bit_vectors,
+    sparsemap_chain,
+    sparsemap_marginals,
+    topk_bit_vectors,
+    topk_sparsemax,
+)
+
+MAPPINGS = {
+    "systematic": lambda x: sparsemap_bit_vectors(x).mean,
+    "threshold": lambda x: sparsemap_bit_vectors(x, None, "threshold").mean,
+    "budget": lambda x: sparsemap_bit_vectors(x, 5).mean,
+    "active set": lambda x: sparsemap_bit_vectors(x, 5, "active_set").mean,
+    "chain": lambda x: sparsemap_chain(x, x[:, 1:]).mean,
+    "marginals": lambda x: sparsemap_marginals(x, 5),
+    "top-k sparsemax": lambda x: topk_sparsemax(x, 10).mean,
+    "top-k": lambda x: topk_bit_vectors(x, 10)[1],
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_cpu_and_cuda_agree(name):
+    x = torch.randn(32, 20, dtype=torch.float64, requires_grad=True)
+    results = [MAPPINGS[name](x.to(device)) for device in ("cpu", "cuda")]
+    torch.testing.assert_close(results[0], results[1].cpu(), atol=1e-6, rtol=0)
+    weights = torch.randn_like(results[0])
+    grads = [torch.autograd.grad((result.cpu() * weights).sum(), x)[0] for result in results]
+    torch.testing.assert_close(*grads, atol=1e-6, rtol=0)
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert MAPPINGS[name](x.detach().half().cuda()).dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["systematic", "threshold", "budget", "top-k sparsemax", "top-k"])
+def test_one_synchronisation(name):
+    x = torch.randn(32, 20, device="cuda")
+    MAPPINGS[name](x)
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        MAPPINGS[name](x)
+    torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(warning.message) for warning in caught) == 1
