@@ -38,6 +38,13 @@ def test_swap_in_example(version, tmp_path):
     assert ("support" in last) == bool(version)
 
 
+def test_python_in_the_docs_runs():
+    for file in (ROOT / "docs").glob("*.md"):
+        blocks = re.findall(r"```python\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
+        if blocks:
+            exec(compile("\n".join(blocks), str(file), "exec"), {"__name__": file.stem})
+
+
 def test_ci_runs_the_commands_of_the_readme():
     ci = (ROOT / ".ci/run").read_text()
     for number in (0, 1):
