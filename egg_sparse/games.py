@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from egg_sparse import host, strategies
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.estimators.sum_and_sample import score_of_sample, sum_and_sample
+from egg_sparse.one_message_game import OneMessageGame, check_count, reported
 
 
-class _Marginalization(nn.Module):
+class _Marginalization(OneMessageGame):
     """What the two games share: options, and the computation of loss and Interaction."""
 
     def __init__(
@@ -22,25 +23,21 @@ class _Marginalization(nn.Module):
         strategy: str = "auto",
         chunk_size: int | None = None,
         evaluation: str = "greedy",
+        max_support: int | None = None,
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
     ) -> None:
-        super().__init__()
-        if strategy not in strategies.STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(strategies.STRATEGIES)}, got {strategy!r}")
-        if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int)):
-            raise TypeError(f"chunk_size must be None or a number of messages, got {type(chunk_size).__name__}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        self.sender_entropy_coeff = sender_entropy_coeff
-        self.receiver_entropy_coeff = receiver_entropy_coeff
-        self.strategy = strategy
-        self.chunk_size = chunk_size
+        super().__init__(
+            sender_entropy_coeff,
+            receiver_entropy_coeff,
+            strategy,
+            chunk_size,
+            train_logging_strategy,
+            test_logging_strategy,
+        )
+        check_count("max_support", max_support)
         self.evaluation = evaluation
-        self.train_logging_strategy = train_logging_strategy or host.core.LoggingStrategy()
-        self.test_logging_strategy = test_logging_strategy or host.core.LoggingStrategy()
-        self._strategy_of_receiver: dict[int, str] = {}
-        self._checked_receivers: set[tuple[int, int | None]] = set()
+        self.max_support = max_support
 
     @property
     def evaluation(self) -> str:
@@ -56,18 +53,8 @@ class _Marginalization(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"sender_entropy_coeff={self.sender_entropy_coeff}, strategy={self.strategy}, "
-            f"chunk_size={self.chunk_size}, evaluation={self.evaluation}"
+            f"chunk_size={self.chunk_size}, evaluation={self.evaluation}, max_support={self.max_support}"
         )
-
-    def _play(self, distribution: SparseDistribution, game_round: strategies.Round, greedy: bool) -> strategies.Played:
-        if self.strategy != "auto" or greedy:
-            return strategies.play(distribution, game_round, self.strategy, self.chunk_size, greedy)
-        receiver = id(game_round.receiver)
-        played, strategy = strategies.play_automatically(
-            distribution, game_round, self._strategy_of_receiver.get(receiver), self.chunk_size
-        )
-        self._strategy_of_receiver[receiver] = strategy
-        return played
 
     def _communicate(
         self,
@@ -85,63 +72,33 @@ class _Marginalization(nn.Module):
                 "the sender must return a SparseDistribution: wrap the agent with SparsemaxWrapper; "
                 f"it returned {type(distribution).__name__}"
             )
-        batch = distribution.probs.shape[1]
-        if batch == 0:
-            raise ValueError("the batch is empty: a game needs at least one example")
         greedy = not self.training and self.evaluation == "greedy"
-        logging_strategy = self.train_logging_strategy if self.training else self.test_logging_strategy
-        game_round = strategies.Round(
-            receiver,
-            loss,
-            sender_input,
-            labels,
-            receiver_input,
-            aux_input,
-            keep_output=logging_strategy.store_receiver_output,
-            vocab_size=distribution.vocab_size,
-            check_vocabulary=(id(receiver), distribution.vocab_size) not in self._checked_receivers,
-        )
-        played = self._play(distribution, game_round, greedy)
-        self._checked_receivers.add((id(receiver), distribution.vocab_size))
-        expect = (lambda values: values[0]) if greedy else distribution.expectation
+        sampled_rest = self.training and self.max_support is not None and len(distribution.probs) > self.max_support
+        terms = distribution
+        if sampled_rest:
+            terms, log_prob = sum_and_sample(distribution, self.max_support or 1)
+        context = (sender_input, labels, receiver_input, aux_input)
+        played = self._played(terms, receiver, loss, *context, greedy=greedy)
+        expect = (lambda values: values[0]) if greedy else terms.expectation
 
         losses = expect(played.values["loss"])
         sender_entropy = distribution.entropy()
         optimized_loss = losses.mean() - self.sender_entropy_coeff * sender_entropy.mean()
-        with torch.no_grad():
-            aux = {
-                name.removeprefix("aux/"): expect(value)
-                for name, value in played.values.items()
-                if name.startswith("aux/")
-            }
+        if sampled_rest:
+            optimized_loss = optimized_loss + score_of_sample(terms, log_prob, played.values["loss"]).mean()
+        aux = reported(played, expect)
         if "receiver_log_prob" in played.values:
             receiver_entropy = expect(played.values["receiver_entropy"])
             optimized_loss = optimized_loss - self.receiver_entropy_coeff * receiver_entropy.mean()
             if self.training:
                 advantage = played.values["loss"].detach() - _mean_of_others(losses.detach())
-                policy_loss = (advantage * played.values["receiver_log_prob"]).mul(distribution.probs.detach())
-                optimized_loss = optimized_loss + torch.where(distribution.mask, policy_loss, 0).sum(0).mean()
-            aux["receiver_entropy"] = receiver_entropy.detach()
-        elif self.receiver_entropy_coeff:
-            raise ValueError(
-                "receiver_entropy_coeff must be 0 for a deterministic receiver; one that returns (output, log_prob, "
-                f"entropy), as EGG's ReinforceWrapper does, has an entropy; got {self.receiver_entropy_coeff}"
-            )
-        aux["sender_entropy"] = sender_entropy.detach()
+                policy_loss = (advantage * played.values["receiver_log_prob"]).mul(terms.probs.detach())
+                optimized_loss = optimized_loss + torch.where(terms.mask, policy_loss, 0).sum(0).mean()
+            aux["receiver_entropy"] = receiver_entropy
+        aux["sender_entropy"] = sender_entropy
         aux["support"] = distribution.support_size.to(losses.dtype)
         aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
-
-        interaction = logging_strategy.filtered_interaction(
-            sender_input=sender_input,
-            receiver_input=receiver_input,
-            labels=labels,
-            aux_input=aux_input,
-            message=distribution.mode.detach(),
-            receiver_output=None if played.receiver_output is None else played.receiver_output.detach(),
-            message_length=torch.ones(batch, device=losses.device),
-            aux=aux,
-        )
-        return optimized_loss, interaction
+        return optimized_loss, self._interaction(distribution.mode, played, aux, *context)
 
 
 def _mean_of_others(losses: torch.Tensor) -> torch.Tensor:
@@ -183,6 +140,10 @@ class SymbolGameMarg(_Marginalization):
             pass, so that memory does not grow with the support.
         evaluation: what is played in evaluation mode: "greedy", the most probable message, as EGG's
             wrappers do; or "expected", the loss above.
+        max_support: in training, sum over at most so many messages exactly, and give the probability of all
+            others to one sampled from among them ("sum-and-sample"). Cost is then bounded also while the sender
+            is undecided, and loss and gradient stay right on average. With ``normalizer="softmax"`` in the
+            sender's wrapper this is the estimator of Liu et al. (AISTATS 2019). None for the exact sum.
         train_logging_strategy, test_logging_strategy: EGG's LoggingStrategy; everything is kept if None.
 
     The Interaction carries the most probable message and the receiver's output for it, a message_length
@@ -226,6 +187,7 @@ class SymbolGameMarg(_Marginalization):
         strategy: str = "auto",
         chunk_size: int | None = None,
         evaluation: str = "greedy",
+        max_support: int | None = None,
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
     ) -> None:
@@ -235,6 +197,7 @@ class SymbolGameMarg(_Marginalization):
             strategy,
             chunk_size,
             evaluation,
+            max_support,
             train_logging_strategy,
             test_logging_strategy,
         )

@@ -20,7 +20,7 @@ _NORMALIZERS = {
 _SMALLEST_LEARNED_ALPHA = 1.01
 
 
-class _ScoringWrapper(nn.Module):
+class ScoringWrapper(nn.Module):
     """What all wrappers share: an agent that returns scores, which are divided by a temperature."""
 
     def __init__(self, agent: nn.Module, temperature: float) -> None:
@@ -41,7 +41,7 @@ class _ScoringWrapper(nn.Module):
         return scores if self.temperature == 1 else scores / self.temperature
 
 
-class SparsemaxWrapper(_ScoringWrapper):
+class SparsemaxWrapper(ScoringWrapper):
     r"""Makes an agent that scores the symbols of a vocabulary send all of them that have a probability.
 
     The wrapped agent is the sender of :class:`egg_sparse.SymbolGameMarg`. It takes the place of EGG's
@@ -133,7 +133,7 @@ class SparsemaxWrapper(_ScoringWrapper):
         return SparseDistribution(one_hot, distribution.probs, distribution.vocab_size, validate_args=False)
 
 
-class TopKSparsemaxWrapper(_ScoringWrapper):
+class TopKSparsemaxWrapper(ScoringWrapper):
     r"""Makes an agent that scores D bits send the bit-vectors that top-k sparsemax gives a probability.
 
     The sparsemax over the k bit-vectors with the highest scores :math:`\langle x, z \rangle`: exactly the k
@@ -172,7 +172,7 @@ class TopKSparsemaxWrapper(_ScoringWrapper):
         return topk.topk_sparsemax(self._scores(*args, **kwargs), self.k)
 
 
-class SparseMAPBitVectorWrapper(_ScoringWrapper):
+class SparseMAPBitVectorWrapper(ScoringWrapper):
     r"""Makes an agent that scores D bits send bit-vectors whose mean are the SparseMAP marginals of its scores.
 
     Without a budget a bit's marginal is clip((x + 1) / 2, 0, 1): scores in (-1, 1) leave it open, others

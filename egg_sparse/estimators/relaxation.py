@@ -1,0 +1,130 @@
+"""Gumbel-Softmax for symbols and bit-vectors, with the sender's entropy, which EGG's own game does not have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from egg_sparse.distribution import SparseDistribution
+from egg_sparse.estimators.score_function import sampled_from
+from egg_sparse.one_message_game import OneMessageGame, reported
+
+
+class RelaxedWrapper(nn.Module):
+    r"""Makes a sampler send relaxed messages, which have a gradient: Gumbel-Softmax, or binary concrete for bits.
+
+    Args:
+        sender: an agent wrapped by :class:`egg_sparse.estimators.SymbolSampler` or
+            :class:`egg_sparse.estimators.BitVectorSampler`.
+        temperature: of the relaxation; towards 0 messages become discrete and gradients large. A plain attribute, that
+            EGG's ``TemperatureUpdater`` and :class:`egg_sparse.callbacks.StepTemperature` anneal.
+        straight_through: discrete messages in the forward pass, the relaxation's gradient.
+
+    It returns ``(B, V)`` for symbols and ``(B, D)`` for bits, and works in EGG's ``SymbolGameGS`` as well; in
+    evaluation mode it sends the most probable message.
+
+    Raises:
+        TypeError, ValueError: the temperature is not above 0; a sender that is not wrapped.
+
+    Example:
+        >>> from egg_sparse.estimators import BitVectorSampler
+        >>> wrapper = RelaxedWrapper(BitVectorSampler(nn.Linear(10, 32)), straight_through=True)
+        >>> wrapper.sender(torch.randn(4, 10)).relaxed(1.0, True).unique().tolist()
+        [0.0, 1.0]
+    """
+
+    def __init__(self, sender: nn.Module, temperature: float = 1.0, straight_through: bool = False) -> None:
+        super().__init__()
+        self.sender = sender
+        self.temperature = temperature
+        self.straight_through = straight_through
+        self._check_temperature()
+
+    def _check_temperature(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, straight_through={self.straight_through}"
+
+    def with_entropy(self, sender_input: Any, aux_input: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The message, and the entropy ``(B,)`` in nats of the discrete distribution that it relaxes."""
+        self._check_temperature()
+        distribution = sampled_from(self.sender, sender_input, aux_input)
+        if self.training:
+            message = distribution.relaxed(self.temperature, self.straight_through)
+        else:
+            message = distribution.as_relaxed(distribution.mode)
+        return message, distribution.entropy()
+
+    def forward(self, sender_input: Any, aux_input: Any = None) -> torch.Tensor:
+        return self.with_entropy(sender_input, aux_input)[0]
+
+
+class SymbolGameRelaxed(OneMessageGame):
+    """A one-message game with relaxed messages and the exact entropy of the sender: biased, of low variance.
+
+    Args:
+        sender: a :class:`RelaxedWrapper`.
+        receiver: reads relaxed messages: one-hot rows of symbols, or bits.
+        loss: as in :class:`egg_sparse.SymbolGameMarg`.
+        sender_entropy_coeff: of the sender's entropy in nats, which is subtracted.
+        train_logging_strategy, test_logging_strategy: EGG's LoggingStrategy; everything is kept if None.
+
+    The Interaction is that of SymbolGameMarg without ``support``.
+
+    Raises:
+        TypeError: a sender that is not wrapped.
+
+    Example:
+        >>> from egg_sparse.estimators import SymbolSampler
+        >>> class Agent(nn.Linear):
+        ...     def forward(self, sender_input, aux_input=None):
+        ...         return super().forward(sender_input)
+        >>> receiver = nn.Linear(100, 5)
+        >>> def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        ...     return (receiver_output - sender_input).pow(2).sum(1), {}
+        >>> game = SymbolGameRelaxed(
+        ...     RelaxedWrapper(SymbolSampler(Agent(5, 100))), lambda message, *_: receiver(message), loss)
+        >>> game(torch.randn(8, 5), None)[1].message.shape
+        torch.Size([8, 100])
+    """
+
+    def __init__(
+        self,
+        sender: RelaxedWrapper,
+        receiver: nn.Module,
+        loss: Callable,
+        sender_entropy_coeff: float = 0.0,
+        train_logging_strategy: Any = None,
+        test_logging_strategy: Any = None,
+    ) -> None:
+        super().__init__(
+            sender_entropy_coeff,
+            train_logging_strategy=train_logging_strategy,
+            test_logging_strategy=test_logging_strategy,
+        )
+        if not isinstance(sender, RelaxedWrapper):
+            raise TypeError(f"the sender must be a RelaxedWrapper, got {type(sender).__name__}")
+        self.sender = sender
+        self.receiver = receiver
+        self.loss = loss
+
+    def forward(
+        self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
+    ) -> tuple[torch.Tensor, Any]:
+        message, entropy = self.sender.with_entropy(sender_input, aux_input)
+        context = (sender_input, labels, receiver_input, aux_input)
+        terms = SparseDistribution(message[None], torch.ones_like(message[None, :, 0]), validate_args=False)
+        played = self._played(terms, self.receiver, self.loss, *context, greedy=True)
+        losses = played.values["loss"][0]
+        aux = reported(played, lambda values: values[0])
+        aux["sender_entropy"] = entropy
+        aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
+        return losses.mean() - self.sender_entropy_coeff * entropy.mean(), self._interaction(
+            message, played, aux, *context
+        )
