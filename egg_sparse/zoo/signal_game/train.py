@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import os
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -16,17 +12,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
-from egg_sparse.callbacks import EpochSetter, MetricsWriter, StepTemperature, TrainingProgress
-from egg_sparse.zoo import run_folder
-from egg_sparse.zoo.options import ZooParser, as_arguments, number, require
+from egg_sparse.callbacks import StepTemperature
+from egg_sparse.estimators import NeuralBaseline, SymbolGameScoreFunction, SymbolSampler
+from egg_sparse.zoo import training
+from egg_sparse.zoo.options import ZooParser, number
 from egg_sparse.zoo.signal_game import data
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
 
 core = host.core
 
 PROG = "egg_sparse.zoo.signal_game"
-MODES = ("marg", "sfe", "gs")
-BASELINES = {
+MODES = ("marg", "sfe", "nvil", "sumsample", "gs")
+EGGS_BASELINES = {
     "runavg": core.baselines.MeanBaseline,
     "builtin": core.baselines.BuiltInBaseline,
     "none": core.baselines.NoBaseline,
@@ -36,8 +33,9 @@ VALIDATION_SEED, TEST_SEED = 20200724, 20200725
 
 # Options of one mode alone; given with another, they draw a warning.
 MODE_OPTIONS = {
-    "normalizer": ("marg",),
-    "entropy_coeff": ("marg", "sfe"),
+    "normalizer": ("marg", "sumsample"),
+    "topk": ("sumsample",),
+    "entropy_coeff": ("marg", "sfe", "nvil", "sumsample"),
     "loss_type": ("sfe",),
     "baseline_type": ("sfe",),
     "gs_tau": ("gs",),
@@ -45,6 +43,7 @@ MODE_OPTIONS = {
     "temperature_decay": ("gs",),
     "temperature_update_freq": ("gs",),
 }
+DATA_OPTIONS = {"root": ("imagenet", "npz"), "data_root": ("mnist", "fashion-mnist")}
 
 
 def _normalizer(text: str) -> str:
@@ -68,31 +67,26 @@ def build_parser() -> ZooParser:
     )
     _add_method_options(parser)
     _add_game_options(parser)
-    option = parser.add_argument
-    option("--out", default=None, help="the run folder (default: runs/signal_game/<mode>-<seed>-<time>)")
-    option("--evaluate", action="store_true", help="test --load_from_checkpoint with the options in its run folder")
-    option("--debug", action="store_true", help="show the traceback of an error")
+    training.add_run_options(parser, "signal_game")
     return parser
 
 
 def _add_method_options(parser: ZooParser) -> None:
-    option, not_negative, positive = parser.add_argument, number(float, at_least=0), number(float, above=0)
-    modes = "exact marginalization, score function or Gumbel-Softmax"
+    option, not_negative = parser.add_argument, number(float, at_least=0)
+    modes = "exact marginalization, score function, NVIL, sum-and-sample or Gumbel-Softmax"
     option("--mode", choices=MODES, default="marg", help=f"{modes} (default: marg)")
-    normalizers = "sparsemax, softmax, entmax15 or an alpha above 1"
-    option("--normalizer", type=_normalizer, default="sparsemax", help=f"marg: {normalizers} (default: sparsemax)")
-    entropy = "marg, sfe: coefficient of the acting agents' entropy in nats"
+    normalizers = "sparsemax (default in marg), softmax (default in sumsample), entmax15 or an alpha above 1"
+    option("--normalizer", type=_normalizer, default=None, help=f"marg, sumsample: {normalizers}")
+    summed = "symbols that are summed exactly, beside a sampled one"
+    option("--topk", type=number(int, at_least=1), default=10, help=f"sumsample: {summed} (default: 10)")
+    entropy = "coefficient of the acting agents' entropy in nats; not in gs"
     option("--entropy_coeff", type=not_negative, default=0.1, help=f"{entropy} (default: 0.1)")
     losses = "negative log-likelihood, or accuracy of a sampled guess"
     option("--loss_type", choices=("nll", "acc"), default="nll", help=f"sfe: {losses} (default: nll)")
-    baselines = "running mean, mean of the batch's other examples, or none"
-    option("--baseline_type", choices=tuple(BASELINES), default="runavg", help=f"sfe: {baselines} (default: runavg)")
-    option("--gs_tau", type=positive, default=1.0, help="gs: first temperature (default: 1.0)")
-    option("--straight_through", action="store_true", help="gs: one-hot messages in the forward pass")
-    decay = "gs: r in the temperature max(0.5, gs_tau exp(-r t)) at step t"
-    option("--temperature_decay", type=not_negative, default=1e-5, help=f"{decay} (default: 1e-5)")
-    steps = "gs: steps between changes of the temperature"
-    option("--temperature_update_freq", type=number(int, at_least=1), default=1000, help=f"{steps} (default: 1000)")
+    baselines = "running mean, mean of the batch's other examples, the loss of a second sample, or none"
+    names = (*EGGS_BASELINES, "sample")
+    option("--baseline_type", choices=names, default="runavg", help=f"sfe: {baselines} (default: runavg)")
+    training.add_gumbel_options(parser)
 
 
 def _add_game_options(parser: ZooParser) -> None:
@@ -106,9 +100,6 @@ def _add_game_options(parser: ZooParser) -> None:
     option("--hidden_size", type=count, default=128, help="the sender's hidden units, or filters (default: 128)")
     divisor = "the sender's scores are divided by it"
     option("--tau_s", type=number(float, above=0), default=10.0, help=f"{divisor} (default: 10)")
-    schedules = "linear: the learning rate falls to 0 at the last epoch"
-    option("--lr_schedule", choices=("linear", "constant"), default="linear", help=f"{schedules} (default: linear)")
-    option("--weight_decay", type=number(float, at_least=0), default=0.0, help="L2 regularization (default: 0)")
     sources = "scikit-learn's digits, concept features or an archive from --root, or torchvision's images"
     option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
     roots = "imagenet: folder with train/ and test/; npz: file with features (n, d) and labels (n,)"
@@ -120,44 +111,20 @@ def _add_game_options(parser: ZooParser) -> None:
 
 def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
-    evaluate = "--evaluate" in params
-    if evaluate:
-        checkpoint = _value_of("--load_from_checkpoint", params)
-        if checkpoint is None:
-            parser.error("--evaluate needs --load_from_checkpoint, the checkpoint to test")
-        params = [*as_arguments(run_folder.load_options(checkpoint)), *params]
-    opts = core.init(parser, params)
+    opts = training.parse(parser, params)
+    if opts.normalizer is None:
+        opts.normalizer = "softmax" if opts.mode == "sumsample" else "sparsemax"
     if opts.latent_size is not None:
         if "vocab_size" in parser.given and opts.vocab_size != opts.latent_size:
             parser.error(
                 f"--latent_size and --vocab_size are the same option, got {opts.latent_size} and {opts.vocab_size}"
             )
         opts.vocab_size = opts.latent_size
-    if not evaluate:
-        unused = [name for name, modes in MODE_OPTIONS.items() if opts.mode not in modes]
-        parser.warn_unused(unused, f"in mode {opts.mode}")
+    training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
+    if not opts.evaluate:
         parser.warn_unused(["max_len"], "in this game: messages have one symbol")
-        parser.warn_unused(
-            [
-                name
-                for name, sources in (("root", ("imagenet", "npz")), ("data_root", ("mnist", "fashion-mnist")))
-                if opts.data not in sources
-            ],
-            f"with --data {opts.data}",
-        )
     opts.latent_size = None
     return opts
-
-
-def _value_of(name: str, params: list[str]) -> str | None:
-    """The last value of an option, before there is a parser that knows all options."""
-    value = ""
-    for option, following in itertools.pairwise([*params, ""]):
-        if option == name:
-            value = following
-        elif option.startswith(f"{name}="):
-            value = option.partition("=")[2]
-    return value or None
 
 
 def loss_nll(
@@ -176,7 +143,7 @@ def loss_acc(
     return -acc, {"acc": acc}
 
 
-def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, nn.Module]:
+def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, Receiver]:
     """The sender, which returns scores of symbols, and the receiver, which returns log-probabilities of candidates."""
     sizes: dict[str, Any] = {"n_features": n_features, "vocab_size": opts.vocab_size}
     hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "tau_s": opts.tau_s}
@@ -192,35 +159,39 @@ def _normalizer_of(opts: argparse.Namespace) -> str | float:
     return opts.normalizer if named else float(opts.normalizer)
 
 
-def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: nn.Module) -> nn.Module:
+def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) -> nn.Module:
     """The agents in the game that trains them. Interactions keep messages and scalars, no images."""
-    kept: dict[str, Any] = {
-        f"{phase}_logging_strategy": core.LoggingStrategy(
-            store_sender_input=False,
-            store_receiver_input=False,
-            store_labels=False,
-            store_aux_input=False,
-            store_receiver_output=False,
-        )
-        for phase in ("train", "test")
-    }
-    if opts.mode == "marg":
+    kept = training.quiet_logging()
+    if opts.mode in ("marg", "sumsample"):
         wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts))
-        return SymbolGameMarg(wrapped, receiver, loss_nll, sender_entropy_coeff=opts.entropy_coeff, **kept)
+        max_support = opts.topk if opts.mode == "sumsample" else None
+        entropy_coeff = {"sender_entropy_coeff": opts.entropy_coeff}
+        return SymbolGameMarg(wrapped, receiver, loss_nll, max_support=max_support, **entropy_coeff, **kept)
     if opts.mode == "gs":
         wrapped = core.GumbelSoftmaxWrapper(sender, temperature=opts.gs_tau, straight_through=opts.straight_through)
         return core.SymbolGameGS(wrapped, receiver, loss_nll, **kept)
-    guesses = opts.loss_type == "acc"
-    acting = core.ReinforceWrapper(receiver) if guesses else core.ReinforceDeterministicWrapper(receiver)
+    guesses = opts.mode == "sfe" and opts.loss_type == "acc"
+    loss = loss_acc if guesses else loss_nll
+    entropy_coeffs = {
+        "sender_entropy_coeff": opts.entropy_coeff,
+        "receiver_entropy_coeff": opts.entropy_coeff if guesses else 0.0,
+    }
+    if opts.mode == "nvil" or opts.baseline_type == "sample":
+        baseline = NeuralBaseline(receiver.embed.in_features, select=_target) if opts.mode == "nvil" else "sample"
+        acting: nn.Module = core.ReinforceWrapper(receiver) if guesses else receiver
+        return SymbolGameScoreFunction(SymbolSampler(sender), acting, loss, baseline, **entropy_coeffs, **kept)
     return core.SymbolGameReinforce(
         core.ReinforceWrapper(sender),
-        acting,
-        loss_acc if guesses else loss_nll,
-        sender_entropy_coeff=opts.entropy_coeff,
-        receiver_entropy_coeff=opts.entropy_coeff if guesses else 0.0,
-        baseline_type=BASELINES[opts.baseline_type],
+        core.ReinforceWrapper(receiver) if guesses else core.ReinforceDeterministicWrapper(receiver),
+        loss,
+        baseline_type=EGGS_BASELINES[opts.baseline_type],
+        **entropy_coeffs,
         **kept,
     )
+
+
+def _target(images: torch.Tensor) -> torch.Tensor:
+    return images[0]
 
 
 def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str, data.GameLoader]:
@@ -238,13 +209,13 @@ def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str
 
 
 def evaluate(
-    opts: argparse.Namespace, sender: nn.Module, receiver: nn.Module, loader: Iterable, device: torch.device
+    opts: argparse.Namespace, sender: nn.Module, receiver: Receiver, loader: Iterable, device: torch.device
 ) -> dict[str, float]:
     """Tests agents, however they were trained: with the most probable message, and exactly in expectation over the
     messages of the distribution that they were trained with.
     """
     one_hot = opts.mode == "gs"
-    normalizer = _normalizer_of(opts) if opts.mode == "marg" else "softmax"
+    normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
     wrapped = SparsemaxWrapper(sender, normalizer, message_format="one_hot" if one_hot else "index")
     keep_messages = core.LoggingStrategy(False, False, False, False, True, False, False)
     game = SymbolGameMarg(wrapped, receiver, loss_nll_and_report, strategy="vmap", test_logging_strategy=keep_messages)
@@ -264,9 +235,16 @@ def evaluate(
         "acc_expected": means["acc"],
         "loss": means["nll"],
         "support": means["support"],
-        "decoder_calls": means["decoder_calls"] if opts.mode == "marg" else 1.0,
+        "decoder_calls": means["decoder_calls"] if opts.mode == "marg" else _calls_in_training(opts),
         "messages_used": len(torch.unique(messages)),
     }
+
+
+def _calls_in_training(opts: argparse.Namespace) -> float:
+    """Symbols per example that the receiver is given in one training step of a sampling method."""
+    if opts.mode == "sumsample":
+        return float(min(opts.topk + 1, opts.vocab_size))
+    return 2.0 if opts.mode == "sfe" and opts.baseline_type == "sample" else 1.0
 
 
 def loss_nll_and_report(*args: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -289,97 +267,22 @@ def main(params: list[str]) -> dict[str, Any] | None:
     loaders = build_loaders(opts, images)
     sender, receiver = build_agents(opts, images.n_features)
     game = build_game(opts, sender, receiver)
-    if opts.load_from_checkpoint:
-        checkpoint = host.load_checkpoint(opts.load_from_checkpoint)
-        host.check_architecture(game, checkpoint.model_state_dict, opts.load_from_checkpoint)
-    if opts.evaluate:
-        game.load_state_dict(checkpoint.model_state_dict)
-    else:
+    training.load_for_evaluation(opts, game)
+    if not opts.evaluate:
         train(opts, game, loaders)
-    final = None
-    if leader:
-        final = {
-            "mode": "final",
-            **evaluate(opts, sender, receiver, loaders["test"], opts.device),
-            "seconds": round(time.perf_counter() - started, 1),
-            "host": "egg" if host.is_egg() else "standin",
-            "device": str(opts.device),
-        }
-        print(json.dumps(final), flush=True)
-        core.close()
-    if opts.distributed_context.is_distributed:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    return final
+    results = evaluate(opts, sender, receiver, loaders["test"], opts.device) if leader else None
+    return training.finish(opts, results, started)
 
 
 def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.GameLoader]) -> None:
     """Trains the game, and fills the run folder."""
-    require("matplotlib.figure", "matplotlib")  # of the curves, which come last
-    leader = opts.distributed_context.is_leader
-    folder = None
-    if leader:
-        goes_on = bool(opts.load_from_checkpoint) or opts.preemptable
-        folder = run_folder.create(opts.out, "signal_game", f"{opts.mode}-{opts.random_seed}", goes_on)
-        run_folder.save_options(folder, opts)
-        if opts.checkpoint_dir is None:
-            opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
-        os.makedirs(opts.checkpoint_dir, exist_ok=True)
-
-    optimizer = core.build_optimizer(game.parameters())
-    for group in optimizer.param_groups:
-        group["weight_decay"] = opts.weight_decay
-    scheduler = None
-    if opts.lr_schedule == "linear":
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: max(0.0, 1 - epoch / max(1, opts.n_epochs))
-        )
-    metrics = MetricsWriter(folder / run_folder.METRICS_FILE if folder else None)
-    callbacks: list[Any] = [EpochSetter(loaders["train"]), metrics]
+    callbacks = []
     if opts.mode == "gs":
-        callbacks.append(
-            StepTemperature(
-                game.sender,
-                opts.batches_per_epoch,
-                opts.temperature_decay,
-                update_frequency=opts.temperature_update_freq,
-            )
-        )
-    progress = None
-    if leader:
-        if sys.stdout.isatty():
-            require("rich", "rich")
-            progress = TrainingProgress(opts.n_epochs, opts.batches_per_epoch)
-            callbacks.append(progress)
-        else:
-            callbacks.append(core.ConsoleLogger(print_train_loss=True, as_json=True))
-    trainer = core.Trainer(
-        game=game,
-        optimizer=optimizer,
-        optimizer_scheduler=scheduler,
-        train_data=loaders["train"],
-        validation_data=loaders["validation"],
-        callbacks=callbacks,
-    )
-    try:
-        trainer.train(n_epochs=opts.n_epochs)
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
-            raise
-        # how torch.save says that it could not write
-        raise OSError(f"cannot write a checkpoint to {opts.checkpoint_dir}: is the disk full?") from error
-    finally:
-        if progress:
-            progress.stop()
-    if folder:
-        run_folder.plot_curves(
-            folder,
-            metrics.history,
-            {
-                "acc": f"success among {opts.game_size}",
-                "support": "support (messages)",
-                "sender_entropy": "entropy (nats)",
-            },
-            f"signal game, {opts.mode}, {opts.data}, seed {opts.random_seed}",
-        )
-        print(f"# options, metrics, checkpoints and curves: {folder}", flush=True)
+        decay, steps = opts.temperature_decay, opts.temperature_update_freq
+        callbacks = [StepTemperature(game.sender, opts.batches_per_epoch, decay, update_frequency=steps)]
+    panels = {
+        "acc": f"success among {opts.game_size}",
+        "support": "support (messages)",
+        "sender_entropy": "entropy (nats)",
+    }
+    training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", panels, callbacks, fused=False)

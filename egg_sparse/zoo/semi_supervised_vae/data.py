@@ -1,0 +1,131 @@
+"""Data of the semi-supervised VAE: images of which few are labelled, and batches of both with binarised pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from egg_sparse.zoo import images
+from egg_sparse.zoo.images import GreyImages
+
+SOURCES = ("digits", "mnist")
+PAPERS_SPLIT_SEED = 351245
+PAPERS_VALIDATION, PAPERS_LABELED = 10_000, 5_000
+_DIGITS_SPLIT_SEED = 20201207
+DIGITS_LABELED = 100
+
+
+@dataclass
+class Split:
+    labeled: GreyImages
+    unlabeled: GreyImages
+    validation: GreyImages
+    test: GreyImages
+
+
+def papers_split(n_labeled: int = PAPERS_LABELED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of MNIST's training images: labelled, unlabelled and validation.
+
+    The paper's: 10,000 of the 60,000 drawn for validation, 5,000 of the others for labels. Of another ``n_labeled``,
+    as many of what is drawn second.
+
+    Source: deep-spin/sparse-marginalization-lvm, whose index files hold the same numbers.
+    """
+    random = np.random.RandomState(PAPERS_SPLIT_SEED)
+    validation = random.choice(60_000, PAPERS_VALIDATION, replace=False)
+    others = np.setdiff1d(np.arange(60_000), validation)
+    labeled = random.choice(others, n_labeled, replace=False)
+    return labeled, np.setdiff1d(others, labeled), validation
+
+
+def load(source: str, data_root: str, n_labeled: int | None) -> Split:
+    """Reads and splits a data source.
+
+    Args:
+        source: one of SOURCES.
+        data_root: torchvision's folder, for mnist.
+        n_labeled: images with a label; None for 5,000 of mnist and 100 of digits.
+
+    Raises:
+        ImportError, OSError: the data, or the package that reads it, is missing or damaged.
+        ValueError: there are fewer images than labels asked for.
+    """
+    if source == "mnist":
+        train, test = images.torchvision(source, data_root)
+        _check(n_labeled, 60_000 - PAPERS_VALIDATION)
+        labeled, unlabeled, validation = papers_split(n_labeled or PAPERS_LABELED)
+        return Split(train.take(labeled), train.take(unlabeled), train.take(validation), test)
+    digits = images.digits()
+    order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(digits))
+    n_test, n_validation = len(digits) // 5, len(digits) // 10
+    test_indices, validation, others = np.split(order, [n_test, n_test + n_validation])
+    _check(n_labeled, len(others))
+    labeled, unlabeled = np.split(others, [n_labeled or DIGITS_LABELED])
+    return Split(digits.take(labeled), digits.take(unlabeled), digits.take(validation), digits.take(test_indices))
+
+
+def _check(n_labeled: int | None, available: int) -> None:
+    if n_labeled is not None and n_labeled >= available:
+        raise ValueError(f"--n_labeled must be below {available}, the number of training images, got {n_labeled}")
+
+
+def binarised(pixels: np.ndarray, levels: int, random: np.random.Generator) -> torch.Tensor:
+    """Pixels that are 1 with a probability in proportion to their grey level, float32 of the same shape."""
+    return torch.from_numpy((pixels > random.integers(0, levels - 1, pixels.shape, dtype=np.uint8)).astype(np.float32))
+
+
+class SemiSupervisedLoader:
+    """Batches (images, classes, images, labelled batch); the last is a dict of ``images`` and ``classes``.
+
+    Pixels are binarised anew for every epoch. Batch i of epoch e depends on (seed, e, i) alone.
+
+    Args:
+        unlabeled: what an epoch goes through once, in random order.
+        labeled: the image at position i of this order comes with labelled image i modulo their number, as in the
+            paper's code; None for no labelled batch.
+        batch_size: examples per batch; the last one may be smaller.
+        seed: of all random numbers.
+        fixed: every epoch brings the same batches in the same order, as for validation and test.
+    """
+
+    def __init__(
+        self, unlabeled: GreyImages, labeled: GreyImages | None, batch_size: int, seed: int, fixed: bool = False
+    ) -> None:
+        self.unlabeled = unlabeled
+        self.labeled = labeled
+        self.batch_size = batch_size
+        self.seed = seed
+        self.fixed = fixed
+        self.epoch = 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is, counted from 1; it counts on by itself."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.unlabeled) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple]:
+        epoch = 0 if self.fixed else self.epoch
+        self.epoch += 1
+        order = np.arange(len(self.unlabeled))
+        if not self.fixed:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(order))
+        for index in range(len(self)):
+            random = np.random.default_rng([self.seed, epoch, index])
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            pixels, classes = self._batch(self.unlabeled, chosen, random)
+            if self.labeled is None:
+                yield pixels, classes, pixels
+            else:
+                of_labeled = self._batch(self.labeled, chosen % len(self.labeled), random)
+                yield pixels, classes, pixels, dict(zip(("images", "classes"), of_labeled, strict=True))
+
+    @staticmethod
+    def _batch(
+        source: GreyImages, chosen: np.ndarray, random: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return binarised(source.pixels[chosen], source.levels, random), torch.from_numpy(source.classes[chosen])

@@ -1,0 +1,349 @@
+"""Trains and evaluates the semi-supervised VAE."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import entmax
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
+from egg_sparse.callbacks import EpochSetter, StepTemperature
+from egg_sparse.estimators import (
+    NeuralBaseline,
+    RelaxedWrapper,
+    SymbolGameRelaxed,
+    SymbolGameScoreFunction,
+    SymbolSampler,
+)
+from egg_sparse.zoo import pictures, training
+from egg_sparse.zoo.options import ZooParser, number
+from egg_sparse.zoo.semi_supervised_vae import data
+from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo
+
+core = host.core
+
+PROG = "egg_sparse.zoo.semi_supervised_vae"
+MODES = ("marg", "sfe", "nvil", "sumsample", "gs")
+NORMALIZERS = ("sparsemax", "softmax", "entmax15")
+BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
+N_CLASSES = 10
+EVALUATION_SEED = 20201207
+EVALUATION_BATCH = 500
+
+MODE_OPTIONS = {
+    "topk": ("sumsample",),
+    "baseline_type": ("sfe",),
+    "gs_tau": ("gs",),
+    "straight_through": ("gs",),
+    "temperature_decay": ("gs",),
+    "temperature_update_freq": ("gs",),
+}
+DATA_OPTIONS = {"data_root": ("mnist",)}
+
+
+def build_parser() -> ZooParser:
+    parser = ZooParser(
+        prog=PROG,
+        description="A VAE of images whose class is a message, learnt from few labels.",
+        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005},
+    )
+    option, count, not_negative = parser.add_argument, number(int, at_least=1), number(float, at_least=0)
+    modes = "exact marginalization, score function, NVIL, sum-and-sample or Gumbel-Softmax"
+    option("--mode", choices=MODES, default="marg", help=f"{modes} (default: marg)")
+    normalizers = "of the sender, with its own classification loss; default sparsemax in marg, else softmax"
+    option("--normalizer", choices=NORMALIZERS, default=None, help=normalizers)
+    entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
+    option("--entropy_coeff", type=not_negative, default=1.0, help=f"{entropy} (default: 1)")
+    summed = "classes that are summed exactly, beside a sampled one"
+    option("--topk", type=count, default=1, help=f"sumsample: {summed} (default: 1)")
+    baselines = "running mean, the loss of a second sample, or none"
+    option("--baseline_type", choices=tuple(BASELINES), default="runavg", help=f"sfe: {baselines} (default: runavg)")
+    training.add_gumbel_options(parser, decay=1e-4)
+    option("--temperature", type=number(float, above=0), default=1.0, help="the sender's scores are divided by it")
+    sources = "scikit-learn's digits, or torchvision's MNIST with the paper's split"
+    option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
+    option("--data_root", default="data", help="mnist: torchvision's folder, filled by download if empty")
+    option("--n_labeled", type=count, default=None, help="images with a label (default: 100 of digits, 5000 of mnist)")
+    warm = "epochs on the labelled images alone, before the others"
+    option("--warm_start_epochs", type=number(int, at_least=0), default=0, help=f"{warm} (default: 0)")
+    option("--warm_start_lr", type=number(float, above=0), default=0.001, help="their learning rate (default: 0.001)")
+    option("--warm_start_path", default=None, help="start from the agents of this checkpoint, of --labeled_only, say")
+    option("--labeled_only", action="store_true", help="learn from the labelled images alone")
+    training.add_run_options(parser, "semi_supervised_vae")
+    parser.set_defaults(lr_schedule="constant")
+    return parser
+
+
+def parse_options(params: list[str]) -> argparse.Namespace:
+    parser = build_parser()
+    opts = training.parse(parser, params)
+    if opts.normalizer is None:
+        opts.normalizer = "sparsemax" if opts.mode == "marg" else "softmax"
+    if opts.mode in ("sfe", "nvil", "gs") and opts.normalizer != "softmax":
+        parser.error(f"--normalizer must be softmax in mode {opts.mode}, which samples, got {opts.normalizer}")
+    training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
+    if not opts.evaluate:
+        parser.warn_unused(["max_len", "vocab_size"], "in this game: a message is one of the ten classes")
+    return opts
+
+
+def elbo_loss(
+    sender_input: torch.Tensor,
+    message: torch.Tensor,
+    _receiver_input: Any,
+    receiver_output: torch.Tensor,
+    labels: torch.Tensor,
+    _aux_input: Any,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The negative ELBO of an image given its class, in nats; ``acc`` where the class is the right one.
+
+    The sender's entropy and the uniform prior's log 10 are not in it; the game subtracts the former.
+    """
+    latent_dim = (receiver_output.shape[-1] - sender_input.shape[-1]) // 2
+    classes = message.argmax(-1) if message.is_floating_point() else message
+    return negative_elbo(receiver_output, sender_input, latent_dim), {"acc": (classes == labels).float()}
+
+
+def classification_loss(normalizer: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The loss whose gradient is normalizer(scores) less the true class, per example."""
+    if normalizer == "softmax":
+        return lambda scores, classes: F.cross_entropy(scores, classes, reduction="none")
+    loss = {"sparsemax": entmax.SparsemaxLoss, "entmax15": entmax.Entmax15Loss}[normalizer]
+    return loss(reduction="none")
+
+
+class SemiSupervisedGame(nn.Module):
+    """A game on unlabelled images, plus the losses of a labelled batch that comes in ``aux_input``.
+
+    The loss in training is
+
+        labelled ELBO loss + classification loss + unlabeled_weight * the game's loss,
+
+    each a mean over its batch. In evaluation it is the game.
+
+    Args:
+        game: on images ``sender_input``, which are also ``receiver_input``.
+        classifier, vae: the agents that play it.
+        classification_loss: scores ``(B, n_classes)`` and classes ``(B,)`` to losses ``(B,)``.
+        unlabeled_weight: unlabelled images per labelled one.
+        labeled_only: train on labelled images alone, which then are ``sender_input``, their classes ``labels``.
+    """
+
+    def __init__(
+        self,
+        game: Any,
+        classifier: Classifier,
+        vae: GaussianVAE,
+        classification_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        unlabeled_weight: float,
+        labeled_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self.game = game
+        self.classifier = classifier
+        self.vae = vae
+        self.classification_loss = classification_loss
+        self.unlabeled_weight = unlabeled_weight
+        self.labeled_only = labeled_only
+
+    def labeled_losses(self, images: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses ``(B,)`` of labelled images, and the scores of the classifier."""
+        scores = self.classifier(images)
+        elbo, _ = elbo_loss(images, classes, images, self.vae(classes, images), classes, None)
+        return elbo + self.classification_loss(scores, classes), scores
+
+    def forward(
+        self, sender_input: torch.Tensor, labels: torch.Tensor, receiver_input: Any = None, aux_input: Any = None
+    ) -> tuple[torch.Tensor, Any]:
+        if not self.training:
+            return self.game(sender_input, labels, receiver_input)
+        if self.labeled_only:
+            losses, scores = self.labeled_losses(sender_input, labels)
+            guesses = scores.detach().argmax(-1)
+            return losses.mean(), self.game.train_logging_strategy.filtered_interaction(
+                sender_input=sender_input,
+                receiver_input=receiver_input,
+                labels=labels,
+                aux_input=None,
+                message=guesses,
+                receiver_output=None,
+                message_length=torch.ones_like(losses.detach()),
+                aux={"acc": (guesses == labels).float(), "labeled_loss": losses.detach()},
+            )
+        loss, interaction = self.game(sender_input, labels, receiver_input)
+        losses, _ = self.labeled_losses(aux_input["images"], aux_input["classes"])
+        interaction.aux["labeled_loss"] = losses.detach()
+        return losses.mean() + self.unlabeled_weight * loss, interaction
+
+
+def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGame:
+    """The agents in the game that trains them."""
+    n_pixels = split.labeled.pixels.shape[1]
+    classifier, vae = Classifier(n_pixels, N_CLASSES), GaussianVAE(n_pixels, N_CLASSES)
+    options: dict[str, Any] = {"sender_entropy_coeff": opts.entropy_coeff, **training.quiet_logging()}
+    game: nn.Module
+    if opts.mode in ("marg", "sumsample"):
+        sender = SparsemaxWrapper(classifier, opts.normalizer, temperature=opts.temperature)
+        max_support = opts.topk if opts.mode == "sumsample" else None
+        game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", max_support=max_support, **options)
+    elif opts.mode == "gs":
+        relaxed = RelaxedWrapper(
+            SymbolSampler(classifier, opts.temperature), opts.gs_tau, straight_through=opts.straight_through
+        )
+        game = SymbolGameRelaxed(relaxed, vae, elbo_loss, **options)
+    else:
+        baseline = NeuralBaseline(n_pixels) if opts.mode == "nvil" else BASELINES[opts.baseline_type]
+        sampler = SymbolSampler(classifier, opts.temperature)
+        game = SymbolGameScoreFunction(sampler, vae, elbo_loss, baseline, **options)
+    loss = classification_loss(opts.normalizer)
+    weight = len(split.unlabeled) / len(split.labeled)
+    return SemiSupervisedGame(game, classifier, vae, loss, weight, opts.labeled_only)
+
+
+def load_agents(game: SemiSupervisedGame, path: str) -> None:
+    """Takes classifier and VAE from the checkpoint of a run of any mode.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is of agents of other sizes.
+    """
+    state = host.load_checkpoint(path).model_state_dict
+    for name, agent in (("classifier", game.classifier), ("vae", game.vae)):
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        host.check_architecture(agent, own, path)
+        agent.load_state_dict(own)
+
+
+def warm_start(opts: argparse.Namespace, game: SemiSupervisedGame, split: data.Split) -> None:
+    """Trains the agents on the labelled images alone, with an optimizer of its own and no checkpoints."""
+    loader = data.SemiSupervisedLoader(split.labeled, None, opts.batch_size, opts.random_seed)
+    agents = [*game.classifier.parameters(), *game.vae.parameters()]
+    optimizer = training.build_optimizer(opts, agents, opts.warm_start_lr, fused=True)
+    kept = {name: getattr(opts, name) for name in ("checkpoint_dir", "preemptable", "tensorboard")}
+    for name, off in (("checkpoint_dir", None), ("preemptable", False), ("tensorboard", False)):
+        setattr(opts, name, off)
+    game.labeled_only = True
+    try:
+        core.Trainer(game=game, optimizer=optimizer, train_data=loader, callbacks=[EpochSetter(loader)]).train(
+            opts.warm_start_epochs
+        )
+    finally:
+        game.labeled_only = opts.labeled_only
+        for name, value in kept.items():
+            setattr(opts, name, value)
+
+
+def build_loaders(opts: argparse.Namespace, split: data.Split) -> dict[str, data.SemiSupervisedLoader]:
+    def fixed(images: data.GreyImages) -> data.SemiSupervisedLoader:
+        return data.SemiSupervisedLoader(images, None, EVALUATION_BATCH, EVALUATION_SEED, fixed=True)
+
+    images, labeled = (split.labeled, None) if opts.labeled_only else (split.unlabeled, split.labeled)
+    return {
+        "train": data.SemiSupervisedLoader(images, labeled, opts.batch_size, opts.random_seed),
+        "validation": fixed(split.validation),
+        "test": fixed(split.test),
+    }
+
+
+def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.SemiSupervisedLoader) -> dict[str, float]:
+    """Tests agents, however they were trained: the most probable class, and the exact negative ELBO under the
+    distribution that they were trained with.
+    """
+    sender = SparsemaxWrapper(game.classifier, opts.normalizer, temperature=opts.temperature)
+    exact = SymbolGameMarg(
+        sender, game.vae, elbo_loss, 1.0, strategy="gather", evaluation="expected", **training.quiet_logging()
+    )
+    exact.to(opts.device).eval()
+    totals = {"acc": 0.0, "negative_elbo": 0.0, "sender_entropy": 0.0, "support": 0.0}
+    n_images = 0
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(EVALUATION_SEED)
+        for batch in loader:
+            images, classes = batch[0].to(opts.device), batch[1].to(opts.device)
+            loss, interaction = exact(images, classes, images)
+            totals["acc"] += float((interaction.message == classes).sum())
+            totals["negative_elbo"] += float(loss) * len(images)
+            for name in ("sender_entropy", "support"):
+                totals[name] += float(interaction.aux[name].sum())
+            n_images += len(images)
+    means = {name: total / n_images for name, total in totals.items()}
+    means["negative_elbo"] += float(torch.log(torch.tensor(float(N_CLASSES))))  # of the uniform prior
+    return {**means, "decoder_calls": means["support"] if opts.mode == "marg" else _calls_in_training(opts)}
+
+
+def _calls_in_training(opts: argparse.Namespace) -> float:
+    """Classes per unlabelled image that the VAE is given in one training step of a sampling method."""
+    if opts.mode == "sumsample":
+        return float(min(opts.topk + 1, N_CLASSES))
+    return 2.0 if opts.mode == "sfe" and opts.baseline_type == "sample" else 1.0
+
+
+def draw(game: SemiSupervisedGame, images: data.GreyImages, folder: pathlib.Path, device: torch.device) -> None:
+    """Samples of every class, and images beside what is left of them."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(EVALUATION_SEED)
+        latent = torch.randn(N_CLASSES, game.vae.latent_dim, device=device).repeat(N_CLASSES, 1)
+        classes = torch.arange(N_CLASSES, device=device).repeat_interleave(N_CLASSES)
+        pictures.grid(
+            game.vae.generate(classes, latent), N_CLASSES, folder / "samples.png", "classes, one latent a column"
+        )
+        shown = torch.from_numpy(images.pixels[: 2 * N_CLASSES] / (images.levels - 1)).float().to(device)
+        guesses = game.classifier(shown).argmax(-1)
+        restored = game.vae(guesses, shown)[:, : shown.shape[1]].sigmoid()
+        rows = torch.stack((shown, restored), 1).flatten(0, 1)
+        pictures.grid(rows, N_CLASSES, folder / "reconstructions.png", "test images, each beside its reconstruction")
+
+
+def main(params: list[str]) -> dict[str, Any] | None:
+    """Runs the experiment; ``params`` are command-line arguments.
+
+    Returns:
+        What the last line of standard output says; None in processes other than the leading one.
+    """
+    started = time.perf_counter()
+    opts = parse_options(params)
+    leader = opts.distributed_context.is_leader
+    if leader:
+        print(f"# {PROG} on {host.describe()}, {opts.device}", flush=True)
+    split = data.load(opts.data, opts.data_root, opts.n_labeled)
+    loaders = build_loaders(opts, split)
+    game = build_game(opts, split)
+    training.load_for_evaluation(opts, game)
+    if not opts.evaluate:
+        if opts.warm_start_path:
+            load_agents(game, opts.warm_start_path)
+        if opts.warm_start_epochs and not opts.load_from_checkpoint and not opts.labeled_only:
+            warm_start(opts, game, split)
+        train(opts, game, loaders, split)
+    game.to(opts.device).eval()
+    return training.finish(opts, evaluate(opts, game, loaders["test"]) if leader else None, started)
+
+
+def train(
+    opts: argparse.Namespace,
+    game: SemiSupervisedGame,
+    loaders: dict[str, data.SemiSupervisedLoader],
+    split: data.Split,
+) -> None:
+    """Trains the game, and fills the run folder."""
+    callbacks = []
+    if opts.mode == "gs":
+        decay, steps = opts.temperature_decay, opts.temperature_update_freq
+        callbacks = [StepTemperature(game.game.sender, len(loaders["train"]), decay, update_frequency=steps)]
+    panels = {
+        "acc": "accuracy",
+        "loss": "loss (nats)",
+        "support": "support (classes)",
+        "sender_entropy": "entropy (nats)",
+    }
+    folder = training.train(
+        opts, game, loaders["train"], loaders["validation"], "semi_supervised_vae", panels, callbacks
+    )
+    if folder:
+        draw(game.to(opts.device).eval(), split.test, folder, opts.device)

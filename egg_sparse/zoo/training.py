@@ -1,0 +1,233 @@
+"""What training has in common in all of the zoo: options, the run folder, callbacks, and how a run ends."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from egg_sparse import host
+from egg_sparse.callbacks import EpochSetter, MetricsWriter, TrainingProgress
+from egg_sparse.zoo import run_folder
+from egg_sparse.zoo.options import ZooParser, as_arguments, number, require
+
+core = host.core
+
+
+def add_run_options(parser: ZooParser, experiment: str) -> None:
+    """Options that every entry has, beside those that EGG adds."""
+    option = parser.add_argument
+    schedules = "linear: the learning rate falls to 0 at the last epoch"
+    option("--lr_schedule", choices=("linear", "constant"), default="linear", help=f"{schedules} (default: linear)")
+    option("--weight_decay", type=number(float, at_least=0), default=0.0, help="L2 regularization (default: 0)")
+    option("--out", default=None, help=f"the run folder (default: runs/{experiment}/<mode>-<seed>-<time>)")
+    option("--evaluate", action="store_true", help="test --load_from_checkpoint with the options in its run folder")
+    option("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_gumbel_options(parser: ZooParser, decay: float = 1e-5) -> None:
+    option, not_negative, positive = parser.add_argument, number(float, at_least=0), number(float, above=0)
+    option("--gs_tau", type=positive, default=1.0, help="gs: first temperature (default: 1.0)")
+    option("--straight_through", action="store_true", help="gs: discrete messages in the forward pass")
+    rule = "gs: r in the temperature max(0.5, gs_tau exp(-r t)) at step t"
+    option("--temperature_decay", type=not_negative, default=decay, help=f"{rule} (default: {decay})")
+    steps = "gs: steps between changes of the temperature"
+    option("--temperature_update_freq", type=number(int, at_least=1), default=1000, help=f"{steps} (default: 1000)")
+
+
+def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
+    """The options; with ``--evaluate``, those of the run that the checkpoint belongs to, and what is given."""
+    if "--evaluate" in params:
+        checkpoint = _value_of("--load_from_checkpoint", params)
+        if checkpoint is None:
+            parser.error("--evaluate needs --load_from_checkpoint, the checkpoint to test")
+        params = [*as_arguments(run_folder.load_options(checkpoint)), *params]
+    return core.init(parser, params)
+
+
+def warn_unused(
+    parser: ZooParser,
+    opts: argparse.Namespace,
+    data_options: Mapping[str, tuple[str, ...]],
+    mode_options: Mapping[str, tuple[str, ...]],
+) -> None:
+    """One warning for every given option that has no effect in this mode, or with this data."""
+    if opts.evaluate:
+        return
+    parser.warn_unused([name for name, modes in mode_options.items() if opts.mode not in modes], f"in mode {opts.mode}")
+    parser.warn_unused(
+        [name for name, sources in data_options.items() if opts.data not in sources], f"with --data {opts.data}"
+    )
+
+
+def _value_of(name: str, params: list[str]) -> str | None:
+    """The last value of an option, before there is a parser that knows all options."""
+    value = ""
+    for option, following in itertools.pairwise([*params, ""]):
+        if option == name:
+            value = following
+        elif option.startswith(f"{name}="):
+            value = option.partition("=")[2]
+    return value or None
+
+
+def quiet_logging() -> dict[str, Any]:
+    """LoggingStrategies for a game, of interactions with messages and scalars but no images."""
+    return {
+        f"{phase}_logging_strategy": core.LoggingStrategy(
+            store_sender_input=False,
+            store_receiver_input=False,
+            store_labels=False,
+            store_aux_input=False,
+            store_receiver_output=False,
+        )
+        for phase in ("train", "test")
+    }
+
+
+def load_for_evaluation(opts: argparse.Namespace, game: nn.Module) -> None:
+    """Checks that the checkpoint fits, if there is one, and loads it where it is to be tested."""
+    if opts.load_from_checkpoint:
+        checkpoint = host.load_checkpoint(opts.load_from_checkpoint)
+        host.check_architecture(game, checkpoint.model_state_dict, opts.load_from_checkpoint)
+        if opts.evaluate:
+            game.load_state_dict(checkpoint.model_state_dict)
+
+
+def build_optimizer(
+    opts: argparse.Namespace, parameters: Iterable[nn.Parameter], lr: float | None = None, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer that was asked for.
+
+    Args:
+        opts: all options.
+        parameters: what it optimizes.
+        lr: the learning rate if it is not ``--lr``.
+        fused: Adam's step in one kernel, which takes half as long on a CPU, and rounds differently.
+    """
+    optimizer = core.build_optimizer(parameters)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = opts.weight_decay
+        if lr is not None:
+            group["lr"] = lr
+        if fused and isinstance(optimizer, torch.optim.Adam) and not opts.fp16:
+            group["fused"] = True
+    return optimizer
+
+
+def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -> Any:
+    """The schedule of the learning rate, or None."""
+    if opts.lr_schedule == "constant":
+        return None
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: max(0.0, 1 - epoch / max(1, opts.n_epochs)))
+
+
+def train(
+    opts: argparse.Namespace,
+    game: nn.Module,
+    train_data: Any,
+    validation_data: Iterable,
+    experiment: str,
+    panels: dict[str, str],
+    callbacks: Iterable[Any] = (),
+    shown: tuple[str, ...] = ("acc", "loss", "support", "sender_entropy"),
+    fused: bool = True,
+) -> pathlib.Path | None:
+    """Trains a game, and fills the run folder.
+
+    Args:
+        opts: all options.
+        game: what the Trainer trains.
+        train_data: a loader with ``set_epoch`` and a length.
+        validation_data: another.
+        experiment: the folder of runs of one kind.
+        panels: of the curves, metric -> label of its axis.
+        callbacks: EGG callbacks of this experiment.
+        shown: metrics beside the progress bar.
+        fused: see :func:`build_optimizer`.
+
+    Returns:
+        The run folder; None in processes other than the leading one.
+    """
+    require("matplotlib.figure", "matplotlib")  # of the curves, which come last
+    leader = opts.distributed_context.is_leader
+    folder = None
+    if leader:
+        goes_on = bool(opts.load_from_checkpoint) or opts.preemptable
+        folder = run_folder.create(opts.out, experiment, f"{opts.mode}-{opts.random_seed}", goes_on)
+        run_folder.save_options(folder, opts)
+        if opts.checkpoint_dir is None:
+            opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
+        os.makedirs(opts.checkpoint_dir, exist_ok=True)
+
+    optimizer = build_optimizer(opts, game.parameters(), fused=fused)
+    metrics = MetricsWriter(folder / run_folder.METRICS_FILE if folder else None)
+    all_callbacks: list[Any] = [EpochSetter(train_data), metrics, *callbacks]
+    progress = None
+    if leader:
+        if sys.stdout.isatty():
+            require("rich", "rich")
+            progress = TrainingProgress(opts.n_epochs, len(train_data), shown)
+            all_callbacks.append(progress)
+        else:
+            all_callbacks.append(core.ConsoleLogger(print_train_loss=True, as_json=True))
+    trainer = core.Trainer(
+        game=game,
+        optimizer=optimizer,
+        optimizer_scheduler=build_schedule(opts, optimizer),
+        train_data=train_data,
+        validation_data=validation_data,
+        callbacks=all_callbacks,
+    )
+    try:
+        trainer.train(n_epochs=opts.n_epochs)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        # how torch.save says that it could not write
+        raise OSError(f"cannot write a checkpoint to {opts.checkpoint_dir}: is the disk full?") from error
+    finally:
+        if progress:
+            progress.stop()
+    if folder:
+        title = f"{experiment.replace('_', ' ')}, {opts.mode}, {opts.data}, seed {opts.random_seed}"
+        run_folder.plot_curves(folder, metrics.history, panels, title)
+        print(f"# options, metrics, checkpoints and curves: {folder}", flush=True)
+    return folder
+
+
+def finish(opts: argparse.Namespace, results: dict[str, Any] | None, started: float) -> dict[str, Any] | None:
+    """Prints the last line, in the leading process, and ends what ``core.init`` began.
+
+    Args:
+        opts: all options.
+        results: of the test; None in processes other than the leading one.
+        started: what ``time.perf_counter`` said at the start.
+
+    Returns:
+        What the line says.
+    """
+    final = None
+    if results is not None:
+        final = {
+            "mode": "final",
+            **results,
+            "seconds": round(time.perf_counter() - started, 1),
+            "host": "egg" if host.is_egg() else "standin",
+            "device": str(opts.device),
+        }
+        print(json.dumps(final), flush=True)
+        core.close()
+    if opts.distributed_context.is_distributed:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return final
