@@ -185,3 +185,31 @@ class EntropyCoefficientUpdater(host.core.Callback):
 
     def on_epoch_begin(self, epoch: int) -> None:
         self.game.sender_entropy_coeff = self.schedule(epoch)
+
+
+class TemperatureSchedule(host.core.Callback):
+    """Sets an agent's ``temperature`` before every epoch, by a schedule of yours.
+
+    Scores that are divided by more leave supports larger: a temperature that falls keeps them from collapsing early.
+
+    Args:
+        agent: what has the attribute, a wrapper of this package, say.
+        schedule: epoch, counted from 1 -> temperature.
+
+    Example:
+        >>> from egg_sparse import SparsemaxWrapper
+        >>> import torch
+        >>> wrapper = SparsemaxWrapper(torch.nn.Linear(2, 3))
+        >>> TemperatureSchedule(wrapper, lambda epoch: 10 / epoch).on_epoch_begin(2)
+        >>> wrapper.temperature
+        5.0
+    """
+
+    def __init__(self, agent: Any, schedule: Callable[[int], float]) -> None:
+        if not hasattr(agent, "temperature"):
+            raise TypeError(f"agent must have a temperature, {type(agent).__name__} has none")
+        self.agent = agent
+        self.schedule = schedule
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self.agent.temperature = self.schedule(epoch)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.estimators.score_function import sampled_from
+from egg_sparse.estimators.score_function import check_evaluation, sampled_from
 from egg_sparse.one_message_game import OneMessageGame, reported
 
 
@@ -51,14 +51,19 @@ class RelaxedWrapper(nn.Module):
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, straight_through={self.straight_through}"
 
-    def with_entropy(self, sender_input: Any, aux_input: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The message, and the entropy ``(B,)`` in nats of the discrete distribution that it relaxes."""
+    def with_entropy(
+        self, sender_input: Any, aux_input: Any = None, sampled: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The message, and the entropy ``(B,)`` in nats of the discrete distribution that it relaxes.
+
+        In evaluation mode the message is the most probable one, or one that is drawn if ``sampled``.
+        """
         self._check_temperature()
         distribution = sampled_from(self.sender, sender_input, aux_input)
         if self.training:
             message = distribution.relaxed(self.temperature, self.straight_through)
         else:
-            message = distribution.as_relaxed(distribution.mode)
+            message = distribution.as_relaxed(distribution.sample() if sampled else distribution.mode)
         return message, distribution.entropy()
 
     def forward(self, sender_input: Any, aux_input: Any = None) -> torch.Tensor:
@@ -73,6 +78,8 @@ class SymbolGameRelaxed(OneMessageGame):
         receiver: reads relaxed messages: one-hot rows of symbols, or bits.
         loss: as in :class:`egg_sparse.SymbolGameMarg`.
         sender_entropy_coeff: of the sender's entropy in nats, which is subtracted.
+        evaluation: what is played in evaluation mode: "greedy", the most probable message, or "sampled", a discrete
+            one that is drawn.
         train_logging_strategy, test_logging_strategy: EGG's LoggingStrategy; everything is kept if None.
 
     The Interaction is that of SymbolGameMarg without ``support``.
@@ -100,6 +107,7 @@ class SymbolGameRelaxed(OneMessageGame):
         receiver: nn.Module,
         loss: Callable,
         sender_entropy_coeff: float = 0.0,
+        evaluation: str = "greedy",
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
     ) -> None:
@@ -110,6 +118,8 @@ class SymbolGameRelaxed(OneMessageGame):
         )
         if not isinstance(sender, RelaxedWrapper):
             raise TypeError(f"the sender must be a RelaxedWrapper, got {type(sender).__name__}")
+        check_evaluation(evaluation)
+        self.evaluation = evaluation
         self.sender = sender
         self.receiver = receiver
         self.loss = loss
@@ -117,7 +127,7 @@ class SymbolGameRelaxed(OneMessageGame):
     def forward(
         self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
     ) -> tuple[torch.Tensor, Any]:
-        message, entropy = self.sender.with_entropy(sender_input, aux_input)
+        message, entropy = self.sender.with_entropy(sender_input, aux_input, self.evaluation == "sampled")
         context = (sender_input, labels, receiver_input, aux_input)
         terms = SparseDistribution(message[None], torch.ones_like(message[None, :, 0]), validate_args=False)
         played = self._played(terms, self.receiver, self.loss, *context, greedy=True)

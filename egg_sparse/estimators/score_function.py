@@ -63,8 +63,10 @@ class SymbolGameScoreFunction(OneMessageGame):
         sender_entropy_coeff: of the sender's exact entropy in nats, which is subtracted.
         receiver_entropy_coeff: the same for a receiver that acts, wrapped by EGG's ReinforceWrapper.
         strategy, chunk_size, train_logging_strategy, test_logging_strategy: as in SymbolGameMarg.
+        evaluation: what is played in evaluation mode: "greedy", the most probable message, or "sampled", one that is
+            drawn.
 
-    In evaluation mode the most probable message is played. The Interaction is that of SymbolGameMarg, with a sampled
+    The Interaction is that of SymbolGameMarg, with a sampled
     message in training, without ``support``, and with ``baseline`` in aux; ``decoder_calls`` counts messages that
     the receiver was given in training.
 
@@ -103,6 +105,7 @@ class SymbolGameScoreFunction(OneMessageGame):
         receiver_entropy_coeff: float = 0.0,
         strategy: str = "auto",
         chunk_size: int | None = None,
+        evaluation: str = "greedy",
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
     ) -> None:
@@ -119,6 +122,8 @@ class SymbolGameScoreFunction(OneMessageGame):
         check_count("n_samples", n_samples)
         if baseline == "leave_one_out" and n_samples < 2:
             raise ValueError(f'baseline "leave_one_out" needs n_samples of at least 2, got {n_samples}')
+        check_evaluation(evaluation)
+        self.evaluation = evaluation
         self.sender = sender
         self.receiver = receiver
         self.loss = loss
@@ -144,7 +149,8 @@ class SymbolGameScoreFunction(OneMessageGame):
             return terms, self._played(terms, self.receiver, self.loss, *context)
 
         with torch.no_grad():
-            messages = distribution.sample((self.n_samples,)) if self.training else distribution.mode[None]
+            n_samples = self.n_samples if self.training else int(self.evaluation == "sampled")
+            messages = distribution.sample((n_samples,)) if n_samples else distribution.mode[None]
         terms, played = play(messages)
         losses = played.values["loss"]
         entropy = distribution.entropy()
@@ -190,6 +196,12 @@ class SymbolGameScoreFunction(OneMessageGame):
         self.n_losses += 1
         self.mean_loss += (losses.mean() - self.mean_loss) / self.n_losses
         return baseline, 0.0, 0
+
+
+def check_evaluation(evaluation: str) -> None:
+    """Raises ValueError unless it is what a sampling game can play in evaluation mode."""
+    if evaluation not in ("greedy", "sampled"):
+        raise ValueError(f'evaluation must be "greedy" or "sampled", got {evaluation!r}')
 
 
 def sampled_from(sender: Callable, sender_input: Any, aux_input: Any) -> Symbols | BitVectors:

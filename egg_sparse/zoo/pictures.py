@@ -25,3 +25,19 @@ def grid(images: torch.Tensor, columns: int, path: pathlib.Path, title: str) -> 
     axes.set_title(title, fontsize="small")
     axes.set_axis_off()
     figure.savefig(path, dpi=120)
+
+
+def histogram(values: torch.Tensor, path: pathlib.Path, label: str) -> None:
+    """Draws how often each whole number occurs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    numbers, counts = values.long().unique(return_counts=True)
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.bar(numbers.tolist(), counts.tolist())
+    axes.set(xlabel=label, ylabel="test images")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=120)
