@@ -21,7 +21,7 @@ def grid(images: torch.Tensor, columns: int, path: pathlib.Path, title: str) -> 
     figure = Figure(figsize=(0.6 * columns, 0.6 * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize="small")
     axes.set_axis_off()
     figure.savefig(path, dpi=120)

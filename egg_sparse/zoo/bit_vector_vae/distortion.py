@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+_SAFE_EXPONENT = 80.0  # exp of it, and of its negative, is a normal float32
 _LOGITS_AT_A_TIME = {"cpu": 2**20, "cuda": 2**26}
 
 
@@ -45,44 +46,53 @@ def categorical_distortion(
 
 
 class _Distortion(torch.autograd.Function):
+    """Scores are kept as levels x pixels: products with few rows are up to 14 times as fast as with few columns.
+
+    The bias is one more column of the weight, for a feature that is always 1.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, levels: torch.Tensor
     ) -> torch.Tensor:
         n, n_pixels, rank = features.shape
         n_levels = len(weight)
-        with_gradient = any(ctx.needs_input_grad)
-        distortion = features.new_empty(n)
-        if with_gradient:
-            of_features = torch.empty_like(features)
-            of_weight, of_bias = features.new_empty(n, n_levels, rank), features.new_empty(n, n_levels)
+        parameters = torch.cat((weight, bias[:, None]), 1)
+        # one product gives what the gradient needs and, with a row of ones, the sum over levels
+        summands = torch.cat((weight.t(), weight.new_ones(1, n_levels)))
+        largest_score = 0.0
+        if n:
+            norms = features.square().sum(-1).amax() * weight.square().sum(-1).amax()
+            largest_score = (norms.sqrt() + bias.abs().amax()).item()
         at_a_time = max(1, _LOGITS_AT_A_TIME.get(features.device.type, 2**20) // (n_pixels * n_levels))
+        buffer = features.new_empty(min(n, at_a_time), n_levels, n_pixels)
+        distortion = features.new_empty(n)
+        of_features = torch.empty_like(features)
+        of_parameters = features.new_empty(n, rank + 1, n_levels)
         for start in range(0, n, at_a_time):
             part = slice(start, start + at_a_time)
-            some = features[part]
-            targets = levels[part].reshape(-1, 1).long()
-            scores = torch.addmm(bias, some.reshape(-1, rank), weight.t())
-            largest = scores.amax(1, keepdim=True)
-            of_targets = scores.gather(1, targets)
-            total = scores.sub_(largest).exp_().sum(1, keepdim=True)
-            distortion[part] = (total.log() + largest - of_targets).view(len(some), n_pixels).sum(1)
-            if with_gradient:
-                scores.div_(total).scatter_add_(1, targets, total.new_full((), -1.0).expand_as(targets))
-                torch.matmul(scores.view(len(some), n_pixels, n_levels), weight, out=of_features[part])
-                errors = scores.view(len(some), n_pixels, n_levels)
-                torch.bmm(errors.transpose(1, 2), some, out=of_weight[part])
-                torch.sum(errors, 1, out=of_bias[part])
-        if with_gradient:
-            ctx.save_for_backward(of_features, of_weight, of_bias)
+            some, targets = features[part], levels[part].long()
+            with_one = torch.cat((some.transpose(1, 2), some.new_ones(len(some), 1, n_pixels)), 1)
+            scores = torch.bmm(parameters.expand(len(some), -1, -1), with_one, out=buffer[: len(some)])
+            of_targets = (some * weight[targets]).sum(-1) + bias[targets]
+            if not largest_score < _SAFE_EXPONENT:
+                shift = scores.amax(1, keepdim=True)
+                scores.sub_(shift)
+                of_targets = of_targets - shift[:, 0]
+            products = torch.matmul(summands, scores.exp_())
+            total = products[:, -1:]
+            distortion[part] = (total[:, 0].log() - of_targets).sum(1)
+            if any(ctx.needs_input_grad):
+                of_features[part] = (products[:, :-1] / total).transpose(1, 2) - weight[targets]
+                some_parameters = torch.matmul(with_one / total, scores.transpose(1, 2))
+                index = targets[:, None].expand(-1, rank + 1, -1)
+                of_parameters[part] = some_parameters.scatter_add_(2, index, with_one.neg_())
+        ctx.save_for_backward(of_features, of_parameters)
         return distortion
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        of_features, of_weight, of_bias = ctx.saved_tensors
-        return (
-            grad[:, None, None] * of_features,
-            torch.tensordot(grad, of_weight, 1),
-            grad @ of_bias,
-            None,
-        )
+        of_features, of_parameters = ctx.saved_tensors
+        weighted = torch.tensordot(grad, of_parameters, 1)
+        return grad[:, None, None] * of_features, weighted[:-1].t(), weighted[-1], None

@@ -1,0 +1,203 @@
+"""The semi-supervised VAE: its data, its losses, and runs of every mode, as a user starts them."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from egg_sparse.zoo.options import run
+from egg_sparse.zoo.semi_supervised_vae import data
+from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, LinearOfClass, negative_elbo
+from egg_sparse.zoo.semi_supervised_vae.train import PROG, build_game, classification_loss, main, parse_options
+
+SMALL = ["--n_epochs=2", "--n_labeled=20"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    whole = data.load("digits", "", None)
+    parts = (images.take(np.arange(90)) for images in (whole.labeled, whole.unlabeled, whole.validation, whole.test))
+    part = data.Split(*parts)
+    monkeypatch.setattr(data, "load", lambda source, root, n_labeled: part)
+
+
+class TestData:
+    def test_papers_split(self):
+        labeled, unlabeled, validation = data.papers_split()
+        assert labeled[:5].tolist() == [45872, 27715, 13311, 26431, 2426]
+        assert (len(labeled), len(unlabeled), len(validation)) == (5_000, 45_000, 10_000)
+        assert sorted([*labeled, *unlabeled, *validation]) == list(range(60_000))
+
+    def test_digits(self):
+        split = data.load("digits", "", None)
+        parts = (split.labeled, split.unlabeled, split.validation, split.test)
+        assert [len(part) for part in parts] == [100, 1159, 179, 359]
+        assert len(data.load("digits", "", 300).labeled) == 300
+
+    def test_binarised_pixels_are_on_in_proportion(self):
+        pixels = np.tile(np.array([0, 4, 8, 16], dtype=np.uint8), (20_000, 1))
+        mean = data.binarised(pixels, 17, np.random.default_rng(0)).mean(0)
+        torch.testing.assert_close(mean, torch.tensor([0, 0.25, 0.5, 1.0]), atol=0.02, rtol=0)
+
+    def test_loader(self):
+        split = data.load("digits", "", None)
+        loader = data.SemiSupervisedLoader(split.unlabeled, split.labeled, 64, seed=1)
+        first, second = list(loader), list(loader)
+        assert len(first) == len(loader) == 19
+        images, classes, again, labeled = first[0]
+        assert images is again
+        assert images.shape == labeled["images"].shape == (64, 64)
+        assert set(images.unique().tolist()) == {0.0, 1.0}
+        assert not torch.equal(images, second[0][0])
+        loader.set_epoch(1)
+        assert torch.equal(next(iter(loader))[0], images)
+        seen = torch.cat([batch[1] for batch in first]).bincount()
+        assert torch.equal(seen, torch.from_numpy(split.unlabeled.classes).bincount())
+        assert classes.dtype == torch.long
+
+
+class TestAgents:
+    def test_ids_and_rows_are_the_same_class(self):
+        layer = LinearOfClass(6, 3, 4)
+        features, classes = torch.randn(5, 6), torch.tensor([0, 2, 1, 1, 0])
+        one_hot = F.one_hot(classes, 3).float()
+        together = F.linear(torch.cat((features, one_hot), 1), layer.weight, layer.bias)
+        torch.testing.assert_close(layer(features, classes), together)
+        torch.testing.assert_close(layer(features, one_hot), together)
+
+    def test_negative_elbo(self):
+        images = torch.randint(0, 2, (3, 7)).double()
+        output = torch.randn(3, 7 + 4, dtype=torch.float64)
+        log_odds, mean, log_deviation = output[:, :7], output[:, 7:9], output[:, 9:]
+        prior = torch.distributions.Normal(0.0, 1.0)
+        posterior = torch.distributions.Normal(mean, log_deviation.exp())
+        expected = -torch.distributions.Bernoulli(logits=log_odds).log_prob(images).sum(1)
+        expected += torch.distributions.kl_divergence(posterior, prior).sum(1)
+        torch.testing.assert_close(negative_elbo(output, images, 2), expected)
+
+    @pytest.mark.parametrize("normalizer", ["softmax", "sparsemax", "entmax15"])
+    def test_classification_loss_pulls_the_normalizer_to_the_class(self, normalizer):
+        from egg_sparse.mappings import categorical
+
+        scores, classes = torch.randn(4, 10, requires_grad=True), torch.tensor([1, 5, 5, 9])
+        (grad,) = torch.autograd.grad(classification_loss(normalizer)(scores, classes).sum(), scores)
+        distribution = getattr(categorical, normalizer)(scores)
+        probs = torch.zeros(4, 10).scatter_(1, distribution.messages.t(), distribution.probs.t())
+        torch.testing.assert_close(grad, probs - F.one_hot(classes, 10), atol=1e-5, rtol=1e-4)
+
+    def test_loss_is_the_sum_over_all_classes(self):
+        torch.manual_seed(0)
+        split = data.load("digits", "", 50)
+        opts = parse_options(["--normalizer=softmax", "--random_seed=1", "--no_cuda", "--n_labeled=50"])
+        game = build_game(opts, split)
+        game.vae.forward = self.without_noise(game.vae)
+        batch = next(iter(data.SemiSupervisedLoader(split.unlabeled, split.labeled, 8, seed=1)))
+        loss, interaction = game(*batch)
+        images, _, _, labeled = batch
+        probs = game.classifier(images).softmax(1)
+        elbos = torch.stack([negative_elbo(game.vae(torch.full((8,), c), images), images, 8) for c in range(10)], 1)
+        unlabeled_loss = ((probs * elbos).sum(1) + (probs * probs.log()).sum(1)).mean()
+        labeled_loss, _ = game.labeled_losses(labeled["images"], labeled["classes"])
+        expected = labeled_loss.mean() + len(split.unlabeled) / 50 * unlabeled_loss
+        torch.testing.assert_close(loss, expected)
+        assert interaction.aux["labeled_loss"].shape == (8,)
+        assert (interaction.aux["decoder_calls"] == 10).all()
+
+    @staticmethod
+    def without_noise(vae: GaussianVAE):
+        def forward(message, images, aux_input=None):
+            encoded = vae.encode(vae.read_image(images, message))
+            mean, _ = encoded.chunk(2, dim=-1)
+            return torch.cat((vae.decode(vae.read_latent(mean, message)), encoded), -1)
+
+        return forward
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--mode=marg"],
+        ["--mode=marg", "--normalizer=softmax", "--temperature=2"],
+        ["--mode=marg", "--normalizer=entmax15", "--warm_start_epochs=2"],
+        ["--mode=marg", "--labeled_only"],
+        ["--mode=sumsample", "--topk=2"],
+        ["--mode=sumsample", "--normalizer=sparsemax"],
+        ["--mode=sfe"],
+        ["--mode=sfe", "--baseline_type=sample"],
+        ["--mode=nvil"],
+        ["--mode=gs"],
+        ["--mode=gs", "--straight_through"],
+    ],
+    ids=" ".join,
+)
+def test_runs(options, few_images, tmp_path, capsys):
+    final = main([*SMALL, *options, "--random_seed=1", "--out=run", "--no_cuda"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == final
+    assert 0 <= final["acc"] <= 1
+    assert math.isfinite(final["negative_elbo"])
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"checkpoints", "metrics.jsonl", "opts.json", "curves.png", "reconstructions.png", "samples.png"}
+    again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
+    assert again["acc"] == final["acc"]
+    assert again["negative_elbo"] == pytest.approx(final["negative_elbo"])
+
+
+def test_warm_start_of_another_mode(few_images):
+    main([*SMALL, "--labeled_only", "--random_seed=1", "--out=warm", "--no_cuda"])
+    before = main(["--evaluate", "--load_from_checkpoint=warm/checkpoints/final.tar"])
+    options = ["--mode=nvil", "--n_epochs=0", "--warm_start_path=warm/checkpoints/final.tar", "--no_cuda"]
+    after = main([*options, "--random_seed=2", "--out=run"])
+    assert after["acc"] == before["acc"]
+
+
+def test_learns():
+    options = ["--n_epochs=10", "--warm_start_epochs=150", "--random_seed=1", "--no_cuda", "--out=run"]
+    final = main(options)
+    assert final["acc"] > 0.8
+    assert final["negative_elbo"] < 27
+
+
+def test_one_seed_one_result(few_images):
+    finals = [main([*SMALL, "--mode=gs", "--random_seed=4", f"--out=run{i}", "--no_cuda"]) for i in range(2)]
+    assert finals[0]["negative_elbo"] == finals[1]["negative_elbo"]
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "message"),
+    [
+        (["--mode=sparsemap"], 2, "invalid choice: 'sparsemap'"),
+        (["--mode=gs", "--normalizer=sparsemax"], 2, "--normalizer must be softmax in mode gs, which samples"),
+        (["--n_labeled=5000"], 1, "--n_labeled must be below 1259, the number of training images, got 5000"),
+        (["--warm_start_path=nowhere.tar"], 1, "there is no checkpoint at nowhere.tar"),
+        (["--data=mnist", "--data_root=/dev/null"], 1, "--data_root: cannot read or download MNIST in /dev/null"),
+    ],
+)
+def test_refuses(params, status, message, capsys):
+    assert run(PROG, main, [*params, "--no_cuda"]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_refuses_a_warm_start_of_other_sizes(few_images, capsys, monkeypatch):
+    main([*SMALL, "--labeled_only", "--random_seed=1", "--out=warm", "--no_cuda"])
+    monkeypatch.setattr(
+        "egg_sparse.zoo.semi_supervised_vae.train.Classifier", lambda n, c: Classifier(n, c, hidden_size=32)
+    )
+    assert run(PROG, main, ["--warm_start_path=warm/checkpoints/final.tar", "--no_cuda"]) == 1
+    assert "is of another architecture: layers.0.weight is (256, 64) there and (32, 64) here" in capsys.readouterr().err
+
+
+def test_as_a_command():
+    command = [sys.executable, "-m", "egg_sparse.zoo.semi_supervised_vae", *SMALL, "--n_epochs=1", "--no_cuda"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["mode"] == "final"
