@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from egg_sparse.zoo import images as grey_images
 from egg_sparse.zoo.options import require
 
-SOURCES = ("digits", "imagenet", "npz", "mnist", "fashion-mnist")
+SOURCES = ("digits", "imagenet", "npz", *grey_images.TORCHVISION)
 _SPLIT_SEED = 20200724  # of the split into train, validation and test images, which no --random_seed changes
 
 
@@ -157,13 +158,16 @@ def load(source: str, root: str | None, data_root: str, same: bool) -> SignalDat
         features, labels = _npz(pathlib.Path(_required(root, source)))
         return _split(features, labels)
     if source == "digits":
-        datasets = require("sklearn.datasets", "scikit-learn")
-        digits = datasets.load_digits()
-        return _split(digits.data, digits.target if same else np.arange(len(digits.data)))
-    train, train_classes, test, test_classes = _torchvision(source, data_root)
+        digits = grey_images.digits()
+        return _split(digits.pixels.astype(float), digits.classes if same else np.arange(len(digits)))
+    train, test = grey_images.torchvision(source, data_root)
     if not same:
-        train_classes, test_classes = np.arange(len(train)), np.arange(len(test))
-    return _split(train, train_classes, test, test_classes)
+        train.classes, test.classes = np.arange(len(train)), np.arange(len(test))
+    return _split(_brightness(train), train.classes, _brightness(test), test.classes)
+
+
+def _brightness(grey: grey_images.GreyImages) -> np.ndarray:
+    return grey.pixels.astype(np.float32) / (grey.levels - 1)
 
 
 def _required(root: str | None, source: str) -> str:
@@ -237,23 +241,6 @@ def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy happen to
         raise ValueError(f"--root: {path} cannot be read as features and labels: {error}") from error
     return _check(features, labels, str(path))
-
-
-def _torchvision(source: str, data_root: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    datasets = require("torchvision.datasets", "torchvision")
-    dataset = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[source]
-    root = os.path.expanduser(data_root)
-    parts: list[np.ndarray] = []
-    for train in (True, False):
-        try:
-            images = dataset(root, train=train, download=True)
-        except Exception as error:  # network, disk and format errors of the download and the reader
-            raise OSError(
-                f"--data_root: cannot read or download {dataset.__name__} in {root}: {' '.join(str(error).split())}"
-            ) from error
-        pixels = images.data.numpy().reshape(len(images.data), -1)
-        parts += [pixels.astype(np.float32) / 255, images.targets.numpy()]
-    return parts[0], parts[1], parts[2], parts[3]
 
 
 _ARRAY_BUILDERS = {
