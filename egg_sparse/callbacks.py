@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import random
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+import torch
 
 from egg_sparse import host
 
@@ -114,6 +118,28 @@ class EpochSetter(host.core.Callback):
 
     def on_epoch_begin(self, epoch: int) -> None:
         self.loader.set_epoch(epoch)
+
+
+class EpochSeeds(host.core.Callback):
+    """Seeds all random numbers before every epoch, from the run's seed and the epoch's number.
+
+    A run that goes on from the checkpoint of an epoch then draws what the uninterrupted one would have drawn, whatever
+    else was drawn before.
+
+    Args:
+        seed: of the run.
+        rank: of this process, so that several draw different numbers.
+    """
+
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        self.seed = seed
+        self.rank = rank
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        of_torch, of_numpy, of_random = np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(3)
+        torch.manual_seed(int(of_torch))
+        np.random.seed(int(of_numpy))
+        random.seed(int(of_random))
 
 
 class StepTemperature(host.core.Callback):

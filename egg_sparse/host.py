@@ -141,8 +141,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
 
 def check_architecture(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
     """Raises ValueError, naming the first difference, unless ``state`` fits the model."""
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    expected, found = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in entries.items()}
+        for entries in (model.state_dict(), state)
+    )
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
             there, here = found.get(name, "absent"), expected.get(name, "absent")

@@ -7,11 +7,15 @@ import importlib
 import logging
 import math
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
+
+from egg_sparse.zoo import run_folder
 
 OPTIMIZERS = ("adam", "sgd", "adagrad")
 
@@ -130,6 +134,9 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
     logger = logging.getLogger("egg_sparse")
     logger.setLevel(logging.INFO)
     logger.addHandler(notes)
+    run_folder.current = None
+    main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_args, **_kwargs: print(
@@ -138,20 +145,34 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
             main(params)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr, flush=True)
-        return 130
+    except (KeyboardInterrupt, _Terminated) as error:
+        terminated = isinstance(error, _Terminated)
+        goes_on = f"; python -m {prog} --resume {run_folder.current} goes on" if run_folder.current else ""
+        print(f"{prog}: {'terminated' if terminated else 'interrupted'}{goes_on}", file=sys.stderr, flush=True)
+        return 143 if terminated else 130
     except Exception as error:
         if "--debug" in params:
             traceback.print_exc()
         sentence = " ".join(str(error).split()) or "no reason given"
-        if not isinstance(error, (ValueError, TypeError, OSError, ImportError, NotImplementedError)):
+        if not isinstance(
+            error, (ValueError, TypeError, OSError, ImportError, NotImplementedError, FloatingPointError)
+        ):
             sentence = f"{type(error).__name__}: {sentence} (--debug shows where)"
         print(f"{prog}: error: {sentence}", file=sys.stderr, flush=True)
         return 1
     finally:
         logger.removeHandler(notes)
+        if main_thread:
+            signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as SLURM sends it before a job ends."""
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise _Terminated
 
 
 class _NoteHandler(logging.Handler):

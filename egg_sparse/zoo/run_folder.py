@@ -12,7 +12,23 @@ from typing import Any
 OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jsonl", "curves.png", "checkpoints"
 
 # What says where and on what a run happens, not what it computes, is not taken over by --evaluate.
-_NOT_SAVED = {"cuda", "no_cuda", "device", "distributed_context", "load_from_checkpoint", "evaluate", "debug", "out"}
+_NOT_SAVED = {
+    "checkpoint_dir",
+    "cuda",
+    "debug",
+    "device",
+    "distributed_context",
+    "evaluate",
+    "load_from_checkpoint",
+    "no_cuda",
+    "out",
+    "preemptable",
+    "resume",
+}
+
+
+current: pathlib.Path | None = None
+"""The folder of the run of this process, once it has one."""
 
 
 def create(out: str | None, experiment: str, name: str, goes_on: bool) -> pathlib.Path:
@@ -39,13 +55,22 @@ def create(out: str | None, experiment: str, name: str, goes_on: bool) -> pathli
     except OSError as error:
         raise OSError(f"--out: cannot write to the run folder {folder}: {error.strerror or error}") from error
     if (folder / OPTIONS_FILE).exists() and not goes_on:
-        raise ValueError(f"--out: {folder} holds a run already; choose another folder")
+        raise ValueError(f"--out: {folder} holds a run already; choose another folder, or --resume {folder}")
+    global current
+    current = folder
     return folder
 
 
 def save_options(folder: pathlib.Path, opts: argparse.Namespace) -> None:
     saved = {name: value for name, value in sorted(vars(opts).items()) if name not in _NOT_SAVED}
-    (folder / OPTIONS_FILE).write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    _replace(folder / OPTIONS_FILE, json.dumps(saved, indent=2) + "\n")
+
+
+def _replace(file: pathlib.Path, text: str) -> None:
+    """Writes a file so that at any moment there is the whole old one or the whole new one."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, file)
 
 
 def load_options(checkpoint: str) -> dict[str, Any]:
@@ -58,14 +83,24 @@ def load_options(checkpoint: str) -> dict[str, Any]:
     path = pathlib.Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"--load_from_checkpoint: there is no checkpoint at {path}")
-    for folder in list(path.resolve().parents)[:2]:
-        file = folder / OPTIONS_FILE
-        if file.is_file():
-            break
-    else:
-        raise FileNotFoundError(
-            f"--evaluate takes the options from {OPTIONS_FILE} in the run folder, but there is none near {path}"
-        )
+    for folder in list(path.resolve().parents)[:3]:
+        if (folder / OPTIONS_FILE).is_file():
+            return load_options_of(folder)
+    raise FileNotFoundError(
+        f"--evaluate takes the options from {OPTIONS_FILE} in the run folder, but there is none near {path}"
+    )
+
+
+def load_options_of(folder: pathlib.Path) -> dict[str, Any]:
+    """The options of the run in a folder.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: its opts.json is not an object of plain values.
+    """
+    file = folder / OPTIONS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no run in {folder}: it has no {OPTIONS_FILE}")
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -75,6 +110,25 @@ def load_options(checkpoint: str) -> dict[str, Any]:
     ):
         raise ValueError(f"{file} must hold one object of options with plain values")
     return {name: value for name, value in saved.items() if name not in _NOT_SAVED}
+
+
+def keep_metrics_until(folder: pathlib.Path, epoch: int) -> list[dict[str, Any]]:
+    """Takes the epochs after this one out of ``metrics.jsonl``, and returns those that stay.
+
+    They are what an interrupted run reported before it could save, or half of a line.
+    """
+    file = folder / METRICS_FILE
+    kept = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("epoch", epoch + 1) <= epoch:
+                kept.append(record)
+        _replace(file, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
 
 
 def plot_curves(folder: pathlib.Path, history: list[dict[str, Any]], panels: dict[str, str], title: str) -> None:

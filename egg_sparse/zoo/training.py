@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -16,8 +17,8 @@ import torch
 from torch import nn
 
 from egg_sparse import host
-from egg_sparse.callbacks import EpochSetter, MetricsWriter, TrainingProgress
-from egg_sparse.zoo import run_folder
+from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
+from egg_sparse.zoo import checkpoints, run_folder
 from egg_sparse.zoo.options import ZooParser, as_arguments, number, require
 
 core = host.core
@@ -30,6 +31,12 @@ def add_run_options(parser: ZooParser, experiment: str) -> None:
     option("--lr_schedule", choices=("linear", "constant"), default="linear", help=f"{schedules} (default: linear)")
     option("--weight_decay", type=number(float, at_least=0), default=0.0, help="L2 regularization (default: 0)")
     option("--out", default=None, help=f"the run folder (default: runs/{experiment}/<mode>-<seed>-<time>)")
+    option("--resume", default=None, help="go on with the run in this folder, with its options and those given")
+    kept = "checkpoints of epochs to keep, the newest, beside the last"
+    option("--keep", type=number(int, at_least=1), default=2, help=f"{kept} (default: 2)")
+    faults = "what to do where a loss or a gradient is not finite"
+    option("--on_nan", choices=("stop", "skip"), default="stop", help=f"{faults} (default: stop)")
+    option("--deterministic", action="store_true", help="deterministic algorithms alone, also on a GPU; slower there")
     option("--evaluate", action="store_true", help="test --load_from_checkpoint with the options in its run folder")
     option("--debug", action="store_true", help="show the traceback of an error")
 
@@ -45,13 +52,47 @@ def add_gumbel_options(parser: ZooParser, decay: float = 1e-5) -> None:
 
 
 def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
-    """The options; with ``--evaluate``, those of the run that the checkpoint belongs to, and what is given."""
+    """The options; with ``--evaluate`` or ``--resume``, those of the run that is meant, and what is given."""
+    resumed = _value_of("--resume", params)
     if "--evaluate" in params:
         checkpoint = _value_of("--load_from_checkpoint", params)
         if checkpoint is None:
             parser.error("--evaluate needs --load_from_checkpoint, the checkpoint to test")
         params = [*as_arguments(run_folder.load_options(checkpoint)), *params]
-    return core.init(parser, params)
+    elif resumed is not None:
+        saved = run_folder.load_options_of(pathlib.Path(resumed))
+        params = [*as_arguments(saved), *params, f"--out={resumed}"]
+    opts = core.init(parser, params)
+    if opts.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if not opts.evaluate:
+        _find_checkpoint(opts)
+    return opts
+
+
+def _find_checkpoint(opts: argparse.Namespace) -> None:
+    """Where a run goes on by itself, with --resume or --preemptable: the checkpoint that it goes on from."""
+    if opts.preemptable:
+        root = opts.checkpoint_dir or (pathlib.Path(opts.out) / run_folder.CHECKPOINTS if opts.out else None)
+        if root is None:
+            raise ValueError("--preemptable needs --out or --checkpoint_dir, where the job finds its checkpoints again")
+        pathlib.Path(root).mkdir(parents=True, exist_ok=True)
+        opts.checkpoint_dir = str(_preemptive_folder(root))
+    elif opts.resume:
+        opts.checkpoint_dir = str(
+            pathlib.Path(opts.checkpoint_dir or pathlib.Path(opts.resume) / run_folder.CHECKPOINTS)
+        )
+    else:
+        return
+    found = checkpoints.newest(pathlib.Path(opts.checkpoint_dir))
+    if found:
+        opts.load_from_checkpoint = str(found[0])
+
+
+def _preemptive_folder(root: str | pathlib.Path) -> pathlib.Path:
+    distributed = importlib.import_module(f"{core.__name__}.distributed")
+    return distributed.get_preemptive_checkpoint_dir(root)
 
 
 def warn_unused(
@@ -61,7 +102,7 @@ def warn_unused(
     mode_options: Mapping[str, tuple[str, ...]],
 ) -> None:
     """One warning for every given option that has no effect in this mode, or with this data."""
-    if opts.evaluate:
+    if opts.evaluate or opts.resume:
         return
     parser.warn_unused([name for name, modes in mode_options.items() if opts.mode not in modes], f"in mode {opts.mode}")
     parser.warn_unused(
@@ -131,6 +172,31 @@ def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: max(0.0, 1 - epoch / max(1, opts.n_epochs)))
 
 
+def guard_steps(opts: argparse.Namespace, game: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Looks at all gradients before every step: where one is not finite, stops the run, or skips the step."""
+    names = {id(parameter): name for name, parameter in game.named_parameters()}
+    steps = itertools.count(1)
+
+    def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        step = next(steps)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters or bool(torch.stack(torch._foreach_norm([p.grad for p in parameters])).sum().isfinite()):
+            return
+        bad = next((p for p in parameters if not bool(torch.isfinite(p.grad).all())), None)
+        if bad is None or opts.fp16:
+            return  # large, but finite; under --fp16 the gradient scaler skips steps by itself
+        what = f"the gradient of {names.get(id(bad), 'a parameter')} is not finite at step {step} of this run"
+        if opts.on_nan == "stop":
+            raise FloatingPointError(
+                f"{what} (--random_seed {opts.random_seed}); --on_nan skip goes on without the step"
+            )
+        print(f"# skipping a step: {what}", file=sys.stderr, flush=True)
+        for parameter in parameters:
+            parameter.grad = None
+
+    optimizer.register_step_pre_hook(check)
+
+
 def train(
     opts: argparse.Namespace,
     game: nn.Module,
@@ -160,18 +226,27 @@ def train(
     """
     require("matplotlib.figure", "matplotlib")  # of the curves, which come last
     leader = opts.distributed_context.is_leader
+    optimizer = build_optimizer(opts, game.parameters(), fused=fused)
+    guard_steps(opts, game, optimizer)
     folder = None
+    metrics = MetricsWriter()
+    saver = []
     if leader:
-        goes_on = bool(opts.load_from_checkpoint) or opts.preemptable
+        goes_on = bool(opts.load_from_checkpoint or opts.preemptable or opts.resume)
         folder = run_folder.create(opts.out, experiment, f"{opts.mode}-{opts.random_seed}", goes_on)
-        run_folder.save_options(folder, opts)
         if opts.checkpoint_dir is None:
             opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
         os.makedirs(opts.checkpoint_dir, exist_ok=True)
+        run_folder.save_options(folder, opts)
+        metrics = MetricsWriter(folder / run_folder.METRICS_FILE)
+        if goes_on:
+            epoch = host.load_checkpoint(opts.load_from_checkpoint).epoch if opts.load_from_checkpoint else 0
+            metrics.history = run_folder.keep_metrics_until(folder, epoch)
+        saver = [checkpoints.RunCheckpoints(opts.checkpoint_dir, opts.checkpoint_freq, opts.keep)]
 
-    optimizer = build_optimizer(opts, game.parameters(), fused=fused)
-    metrics = MetricsWriter(folder / run_folder.METRICS_FILE if folder else None)
-    all_callbacks: list[Any] = [EpochSetter(train_data), metrics, *callbacks]
+    context = opts.distributed_context
+    seeds = EpochSeeds(opts.random_seed, getattr(context, "rank", 0))
+    all_callbacks: list[Any] = [seeds, EpochSetter(train_data), *callbacks, metrics, *saver]
     progress = None
     if leader:
         if sys.stdout.isatty():
@@ -190,11 +265,6 @@ def train(
     )
     try:
         trainer.train(n_epochs=opts.n_epochs)
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
-            raise
-        # how torch.save says that it could not write
-        raise OSError(f"cannot write a checkpoint to {opts.checkpoint_dir}: is the disk full?") from error
     finally:
         if progress:
             progress.stop()

@@ -377,7 +377,7 @@ class TestRuns:
         metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
         assert [line["mode"] for line in metrics] == ["train", "validation"] * 2
         assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
-        assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["final.tar"]
+        assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"1.tar", "2.tar", "final.tar"}
 
         again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
         assert {**again, "seconds": 0} == {**final, "seconds": 0}

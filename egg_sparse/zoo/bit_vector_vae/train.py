@@ -56,7 +56,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="A VAE whose latent is a vector of bits, by exact sparse marginalization or by sampling.",
-        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.002},
+        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.002, "checkpoint_freq": 1},
     )
     option, count, not_negative = parser.add_argument, number(int, at_least=1), number(float, at_least=0)
     option("--mode", choices=MODES, default="sparsemap", help="how the sender learns (default: sparsemap)")
@@ -99,7 +99,7 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
     opts = training.parse(parser, params)
     training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    if not opts.evaluate:
+    if not (opts.evaluate or opts.resume):
         parser.warn_unused(["max_len", "vocab_size"], "in this game: messages are bit-vectors")
         if not opts.entropy_warmup:
             parser.warn_unused(["entropy_start"], "without --entropy_warmup")

@@ -52,7 +52,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="A VAE of images whose class is a message, learnt from few labels.",
-        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005},
+        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005, "checkpoint_freq": 1},
     )
     option, count, not_negative = parser.add_argument, number(int, at_least=1), number(float, at_least=0)
     modes = "exact marginalization, score function, NVIL, sum-and-sample or Gumbel-Softmax"
@@ -89,7 +89,7 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     if opts.mode in ("sfe", "nvil", "gs") and opts.normalizer != "softmax":
         parser.error(f"--normalizer must be softmax in mode {opts.mode}, which samples, got {opts.normalizer}")
     training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    if not opts.evaluate:
+    if not (opts.evaluate or opts.resume):
         parser.warn_unused(["max_len", "vocab_size"], "in this game: a message is one of the ten classes")
     return opts
 

@@ -63,7 +63,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="Two agents learn to name images, by exact sparse marginalization or by sampling.",
-        defaults={"batch_size": 64, "n_epochs": 40, "lr": 0.005, "vocab_size": 256},
+        defaults={"batch_size": 64, "n_epochs": 40, "lr": 0.005, "vocab_size": 256, "checkpoint_freq": 1},
     )
     _add_method_options(parser)
     _add_game_options(parser)
@@ -121,7 +121,7 @@ def parse_options(params: list[str]) -> argparse.Namespace:
             )
         opts.vocab_size = opts.latent_size
     training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    if not opts.evaluate:
+    if not (opts.evaluate or opts.resume):
         parser.warn_unused(["max_len"], "in this game: messages have one symbol")
     opts.latent_size = None
     return opts
@@ -180,7 +180,7 @@ def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) 
         baseline = NeuralBaseline(receiver.embed.in_features, select=_target) if opts.mode == "nvil" else "sample"
         acting: nn.Module = core.ReinforceWrapper(receiver) if guesses else receiver
         return SymbolGameScoreFunction(SymbolSampler(sender), acting, loss, baseline, **entropy_coeffs, **kept)
-    return core.SymbolGameReinforce(
+    return ReinforceGame(
         core.ReinforceWrapper(sender),
         core.ReinforceWrapper(receiver) if guesses else core.ReinforceDeterministicWrapper(receiver),
         loss,
@@ -188,6 +188,20 @@ def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) 
         **entropy_coeffs,
         **kept,
     )
+
+
+class ReinforceGame(host.core.SymbolGameReinforce):
+    """EGG's game, with its running-mean baseline in the checkpoint, so that a resumed run has it."""
+
+    _STATE = ("mean_baseline", "n_points")
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {name: getattr(self.baseline, name) for name in self._STATE if hasattr(self.baseline, name)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        for name in self._STATE:
+            if name in state:
+                setattr(self.baseline, name, state[name])
 
 
 def _target(images: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,103 @@
+"""Checkpoints of a run: written whole or not at all, and found again."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import sys
+from typing import Any
+
+import torch
+
+from egg_sparse import host
+
+
+class RunCheckpoints(host.core.CheckpointSaver):
+    """Saves ``{epoch}.tar`` at the end of an epoch, its validation included, and ``final.tar`` at the end.
+
+    A checkpoint is written beside its name, synchronised with the disk, and renamed: whatever happens meanwhile, the
+    earlier ones stay as they are. It takes the place of the saver that EGG's Trainer would add, which writes in place,
+    and before the validation.
+
+    Args:
+        folder: where they are.
+        frequency: epochs between checkpoints; 0 for the last one alone.
+        keep: so many of them, the newest, beside ``final.tar``.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, frequency: int, keep: int) -> None:
+        super().__init__(checkpoint_path=folder, checkpoint_freq=frequency)
+        self.folder = pathlib.Path(folder)
+        self.keep = keep
+
+    def on_train_begin(self, trainer_instance: Any) -> None:
+        super().on_train_begin(trainer_instance)
+        self.epoch_counter = trainer_instance.start_epoch
+
+    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self.epoch_counter = epoch
+        frequency = self.trainer.validation_freq
+        validates = self.trainer.validation_data is not None and frequency > 0 and epoch % frequency == 0
+        if not validates:
+            self._save_epoch(epoch)
+
+    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self._save_epoch(epoch)
+
+    def _save_epoch(self, epoch: int) -> None:
+        if self.checkpoint_freq > 0 and epoch % self.checkpoint_freq == 0:
+            self.save_checkpoint(str(epoch))
+            for old in numbered(self.folder)[self.keep :]:
+                old.unlink(missing_ok=True)
+
+    def save_checkpoint(self, filename: str) -> None:
+        write(self.get_checkpoint(), self.folder / f"{filename}.tar")
+
+
+def write(checkpoint: Any, path: pathlib.Path) -> None:
+    """Writes a checkpoint so that there is a whole one of that name, or none, at any moment.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    path.parent.mkdir(exist_ok=True, parents=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except RuntimeError as error:
+        # how torch.save says that it could not write
+        if "inline_container" not in str(error) and "write" not in str(error):
+            raise
+        raise OSError(f"cannot write a checkpoint to {path.parent}: is the disk full?") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def numbered(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints of epochs, the newest first."""
+    found = [path for path in folder.glob("*.tar") if re.fullmatch(r"\d+", path.stem)]
+    return sorted(found, key=lambda path: int(path.stem), reverse=True)
+
+
+def newest(folder: pathlib.Path) -> tuple[pathlib.Path, int] | None:
+    """The checkpoint of the latest epoch that is whole, and that epoch; None if there is none.
+
+    Every newer one that is damaged is named on standard error.
+    """
+    final = folder / "final.tar"
+    for path in [*([final] if final.is_file() else []), *numbered(folder)]:
+        try:
+            return path, int(host.load_checkpoint(path).epoch)
+        except ValueError as error:
+            print(f"# passing over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
+    return None

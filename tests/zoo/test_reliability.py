@@ -1,0 +1,317 @@
+"""What a run promises when it is killed, interrupted, or fed with faults: docs/reliability.md lists it."""
+
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from egg_sparse import host
+from egg_sparse.zoo import checkpoints, run_folder
+from egg_sparse.zoo.options import run
+from egg_sparse.zoo.signal_game.train import PROG, main
+
+SIGNAL_GAME = ["--n_epochs=4", "--batches_per_epoch=10", "--vocab_size=20", "--game_size=4", "--batch_size=16"]
+SEMI_SUPERVISED = ["--n_epochs=3", "--n_labeled=50", "--warm_start_epochs=2"]
+BIT_VECTOR = ["--n_epochs=3", "--latent_size=6", "--nll_samples=2", "--nll_images=5", "--validation_nll_samples=1"]
+RUNS = {
+    "signal_game marg": ["signal_game", "--mode=marg", *SIGNAL_GAME],
+    "signal_game sfe": ["signal_game", "--mode=sfe", *SIGNAL_GAME],
+    "signal_game sfe sample": ["signal_game", "--mode=sfe", "--baseline_type=sample", *SIGNAL_GAME],
+    "signal_game nvil": ["signal_game", "--mode=nvil", *SIGNAL_GAME],
+    "signal_game sumsample": ["signal_game", "--mode=sumsample", *SIGNAL_GAME],
+    "signal_game gs": ["signal_game", "--mode=gs", "--temperature_update_freq=7", *SIGNAL_GAME],
+    "semi_supervised_vae marg": ["semi_supervised_vae", "--mode=marg", *SEMI_SUPERVISED],
+    "semi_supervised_vae sfe": ["semi_supervised_vae", "--mode=sfe", *SEMI_SUPERVISED],
+    "semi_supervised_vae gs": ["semi_supervised_vae", "--mode=gs", *SEMI_SUPERVISED],
+    "bit_vector_vae sparsemap": [
+        "bit_vector_vae", "--mode=sparsemap", "--temperature=5", "--temperature_end=1", "--entropy_warmup=2",
+        *BIT_VECTOR,
+    ],
+    "bit_vector_vae topksparse": ["bit_vector_vae", "--mode=topksparse", "--max_support=3", *BIT_VECTOR],
+    "bit_vector_vae sfe": ["bit_vector_vae", "--mode=sfe", *BIT_VECTOR],
+}  # fmt: skip
+
+# By default every entry and every kind of randomness is killed twice. EGG_SPARSE_LONG=1 kills every mode six times.
+LONG = bool(os.environ.get("EGG_SPARSE_LONG"))
+KILLED = [
+    name
+    for name in RUNS
+    if LONG
+    or name
+    in ("signal_game marg", "signal_game sfe", "signal_game gs", "semi_supervised_vae sfe", "bit_vector_vae sparsemap")
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that are forked from one that has imported everything already, so that many can be killed."""
+    context = multiprocessing.get_context("forkserver")
+    entries = ("signal_game", "semi_supervised_vae", "bit_vector_vae")
+    context.set_forkserver_preload([f"egg_sparse.zoo.{entry}.train" for entry in entries])
+    return context
+
+
+def play(folder, entry, params):
+    """In a process of its own: a run, as the command line starts it."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.argv = [sys.argv[0]]
+    train = importlib.import_module(f"egg_sparse.zoo.{entry}.train")
+    train.TEST_GAMES = train.VALIDATION_GAMES = 64
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        status = run(train.PROG, train.main, [*params, "--random_seed=3", "--no_cuda"])
+    os._exit(status)
+
+
+def same(first, second):
+    """Whether two runs ended alike, bit for bit."""
+    metrics = [(folder / run_folder.METRICS_FILE).read_bytes() for folder in (first, second)]
+    states = [host.load_checkpoint(folder / "checkpoints/final.tar") for folder in (first, second)]
+
+    def equal(a, b):
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return a == b
+
+    return metrics[0] == metrics[1] and all(
+        equal(getattr(states[0], part), getattr(states[1], part)) for part in states[0]._fields
+    )
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, tmp_path):
+    entry, *params = RUNS[name]
+    started = time.monotonic()
+    whole = processes.Process(target=play, args=(tmp_path, entry, [*params, "--out=whole"]))
+    whole.start()
+    whole.join()
+    assert whole.exitcode == 0
+    duration = time.monotonic() - started
+
+    moments, kills, signals = random.Random(name), 0, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
+    while True:
+        there = (tmp_path / "cut" / run_folder.OPTIONS_FILE).exists()
+        how = ["--resume=cut"] if there else [*params, "--out=cut"]
+        part = processes.Process(target=play, args=(tmp_path, entry, how))
+        part.start()
+        if kills < (6 if LONG else 2):
+            time.sleep(moments.uniform(0.2, 0.9) * duration)
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.kill(part.pid, signals[kills % len(signals)])
+                kills += 1
+        part.join()
+        if part.exitcode == 0:
+            break
+        assert part.exitcode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 143, 130)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob(".*.unfinished*")) or kills
+
+
+def test_preemptable_jobs_end_like_the_uninterrupted_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    main(["--mode=sfe", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=whole"])
+    job = ["--mode=sfe", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=job", "--preemptable"]
+    monkeypatch.setattr(checkpoints.RunCheckpoints, "on_train_end", lambda self: None)
+    stopped = []
+
+    def stop(self, loss, logs, epoch):
+        self._save_epoch(epoch)
+        if epoch == 2 and not stopped:
+            stopped.append(epoch)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.RunCheckpoints, "on_validation_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(job)
+    main(job)
+    whole, again = ((tmp_path / name / run_folder.METRICS_FILE).read_bytes() for name in ("whole", "job"))
+    assert whole == again
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_signals_say_how_to_go_on(signal_number, status, word):
+    options = [*SIGNAL_GAME, "--n_epochs=10000", "--no_cuda", "--out=job"]
+    command = [sys.executable, "-m", PROG, *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not os.path.exists("job/checkpoints/2.tar"):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal_number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert f"{PROG}: {word}; python -m {PROG} --resume job goes on" in error
+    assert "Traceback" not in error
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        main([*SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=run", "--keep=3"])
+        return tmp_path / "run/checkpoints"
+
+    def test_keeps_the_newest(self, folder):
+        assert {path.name for path in folder.iterdir()} == {"2.tar", "3.tar", "4.tar", "final.tar"}
+        assert checkpoints.newest(folder) == (folder / "final.tar", 4)
+
+    @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "flipped"])
+    def test_passes_over_damaged_ones(self, folder, damage, capsys):
+        for name in ("final.tar", "4.tar"):
+            content = (folder / name).read_bytes()
+            damaged = {
+                "truncated": content[: len(content) // 2],
+                "foreign": b"nothing of the kind",
+                "empty": b"",
+                "flipped": bytes(byte ^ 0xFF for byte in content[:200]) + content[200:],
+            }[damage]
+            (folder / name).write_bytes(damaged)
+        assert checkpoints.newest(folder) == (folder / "3.tar", 3)
+        assert capsys.readouterr().err.count("passing over a damaged checkpoint") == 2
+        main(["--resume=run", "--no_cuda"])
+        assert checkpoints.newest(folder) == (folder / "final.tar", 4)
+
+    def test_a_writer_that_fails_leaves_what_was_there(self, folder, monkeypatch):
+        before = (folder / "final.tar").read_bytes()
+
+        def fail(*args):
+            args[1].write(b"half")
+            raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0")
+
+        monkeypatch.setattr(torch, "save", fail)
+        with pytest.raises(OSError, match=r"cannot write a checkpoint to .*: is the disk full"):
+            checkpoints.write({}, folder / "final.tar")
+        assert (folder / "final.tar").read_bytes() == before
+        assert {path.name for path in folder.iterdir()} == {"2.tar", "3.tar", "4.tar", "final.tar"}
+
+    def test_does_not_execute_what_is_in_one(self, folder, tmp_path, capsys):
+        class Harm:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "harm"),)
+
+        for name in ("final.tar", "4.tar"):
+            torch.save(Harm(), folder / name)
+        main(["--resume=run", "--no_cuda"])
+        assert "passing over a damaged checkpoint" in capsys.readouterr().err
+        assert not (tmp_path / "harm").exists()
+
+
+class TestFaults:
+    @pytest.fixture
+    def faulty(self, monkeypatch):
+        """NaN in the receiver's output at the 15th step."""
+        from egg_sparse.zoo.signal_game.archs import Receiver
+
+        plain, steps = Receiver.forward, []
+
+        def forward(self, message, images, aux_input=None):
+            steps.append(self.training)
+            output = plain(self, message, images, aux_input)
+            return output * float("nan") if sum(steps) == 15 and self.training else output
+
+        monkeypatch.setattr(Receiver, "forward", forward)
+
+    def test_stops(self, faulty, capsys):
+        params = ["--mode=gs", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=run"]
+        assert run(PROG, main, params) == 1
+        error = capsys.readouterr().err
+        assert "the gradient of sender.agent.hidden.weight is not finite at step 15 of this run" in error
+        assert checkpoints.newest(run_folder.current / "checkpoints")[1] == 1
+
+    def test_skips(self, faulty, capsys):
+        params = ["--mode=gs", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=run", "--on_nan=skip"]
+        assert run(PROG, main, params) == 0
+        assert capsys.readouterr().err.count("skipping a step") == 1
+        weights = host.load_checkpoint("run/checkpoints/final.tar").model_state_dict
+        assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "must hold one object of options"),
+        ('{"mode": {"a": 1}}', "must hold one object of options"),
+        ('{"mode": "marg", "unheard_of": 3}', "unrecognized arguments: --unheard_of=3"),
+        ('{"n_epochs": "many"}', "argument --n_epochs: expected a whole number"),
+        ("{", "cannot be read as JSON"),
+        (None, "there is no run in job: it has no opts.json"),
+    ],
+)
+def test_refuses_to_resume_other_options(content, message, tmp_path, capsys):
+    (tmp_path / "job").mkdir()
+    if content is not None:
+        (tmp_path / "job/opts.json").write_text(content)
+    assert run(PROG, main, ["--resume=job"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_metrics_of_unfinished_epochs_are_taken_out(tmp_path):
+    lines = [json.dumps({"epoch": epoch, "loss": 0.5}) for epoch in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"epoch": 2, "lo']))
+    assert [record["epoch"] for record in run_folder.keep_metrics_until(tmp_path, 2)] == [1, 2]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:2]
+
+
+@pytest.mark.parametrize("name", RUNS if LONG else ["signal_game gs"])
+def test_memory_files_and_threads_stay_constant(name):
+    """In one process, after 10 and after 50 epochs."""
+    entry, *params = RUNS[name]
+    code = f"""
+import gc, os, resource, sys, threading
+from egg_sparse.zoo.{entry} import train
+from egg_sparse.callbacks import EpochSeeds
+found = []
+def look(self, epoch, plain=EpochSeeds.on_epoch_begin):
+    plain(self, epoch)
+    if epoch in (11, 51):
+        gc.collect()
+        memory = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+        found.append((memory, len(os.listdir("/proc/self/fd")), threading.active_count()))
+EpochSeeds.on_epoch_begin = look
+train.main({[*params, "--n_epochs=51", "--out=run", "--random_seed=3", "--no_cuda", "--validation_freq=0"]!r})
+(before, files, threads), (after, files_after, threads_after) = found
+print(before, after, files, files_after, threads, threads_after, file=sys.stderr)
+sys.exit(not (after < 1.02 * before and files_after == files and threads_after == threads))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-500:]
+
+
+def test_scores_that_overflow_float16_are_refused():
+    from egg_sparse.mappings import sparsemax
+
+    scores = torch.tensor([[1.0, 70_000.0]]).half()
+    with pytest.raises(ValueError, match="scores must be finite: 1 of 2"):
+        sparsemax(scores)
+
+
+def test_one_seed_draws_the_same_in_every_epoch():
+    from egg_sparse.callbacks import EpochSeeds
+
+    def drawn(epoch, rank=0):
+        EpochSeeds(3, rank).on_epoch_begin(epoch)
+        return torch.rand(1).item(), np.random.rand(), random.random()
+
+    assert drawn(2) == drawn(2)
+    assert len({drawn(1), drawn(2), drawn(1, rank=1)}) == 3
