@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from egg_sparse import SparsemaxWrapper, SymbolGameMarg, standin
+from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host, standin
 from egg_sparse.standin import util
 
 
@@ -91,3 +91,67 @@ torch.distributed.destroy_process_group()
             torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), atol=1e-6, rtol=0)
     halves = [[max(step[:8]), max(step[8:])] for step in alone["supports"]]
     assert any(first != second for first, second in halves), "supports must differ between processes"
+
+
+# SGD, since Adam makes whole steps of gradients that are nothing but rounding errors
+SGD = ["--optimizer=sgd", "--lr=0.01"]
+ENTRIES = {
+    "signal_game": ["--mode=marg", *SGD, "--batches_per_epoch=50", "--n_epochs=2", "--vocab_size=30", "--game_size=4"],
+    "bit_vector_vae": [
+        "--mode=sparsemap",
+        "--optimizer=sgd",
+        "--lr=0.0001",
+        "--n_epochs=5",
+        "--latent_size=8",
+        "--nll_samples=2",
+        "--nll_images=4",
+    ],
+}
+
+
+def launch(entry, folder, *options, processes=2, path=""):
+    command = ["-m", f"egg_sparse.zoo.{entry}", *options, "--random_seed=3", "--no_cuda"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [sys.executable, *(torchrun if processes > 1 else []), *command],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "EGG_SPARSE_HOST": "standin", "PYTHONPATH": str(path)},
+        timeout=240,
+    )
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_zoo_on_two_processes_equals_one(entry, tmp_path):
+    """After 100 steps, with the same whole batches."""
+    for processes in (1, 2):
+        result = launch(entry, tmp_path, *ENTRIES[entry], f"--out={processes}", processes=processes)
+        assert result.returncode == 0, result.stderr
+        finals = [line for line in result.stdout.splitlines() if line.startswith('{"mode": "final"')]
+        assert len(finals) == 1, "only the leading process reports"
+    states = [
+        host.load_checkpoint(tmp_path / folder / "checkpoints/final.tar").model_state_dict for folder in ("1", "2")
+    ]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-5, rtol=0)
+
+
+def test_a_killed_worker_ends_the_others(tmp_path):
+    """Within seconds, and with a message."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import os, pathlib, signal, threading, time
+def kill():
+    while not pathlib.Path("job/checkpoints/2.tar").exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=kill, daemon=True).start()
+"""
+    )
+    result = launch("signal_game", tmp_path, *ENTRIES["signal_game"], "--n_epochs=10000", "--out=job", path=tmp_path)
+    assert result.returncode != 0
+    assert "egg_sparse.zoo.signal_game: error: " in result.stderr
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "job/metrics.jsonl").read_text().splitlines()]
+    assert 2 <= max(epochs) < 1000

@@ -57,3 +57,12 @@ def torchvision(source: str, data_root: str) -> tuple[GreyImages, GreyImages]:
         pixels = images.data.numpy().reshape(len(images.data), -1)
         parts.append(GreyImages(pixels, images.targets.numpy(), 256))
     return parts[0], parts[1]
+
+
+def part_of(batch: np.ndarray, part: tuple[int, int]) -> np.ndarray:
+    """The part (i, n) of a batch's examples for the i-th of n processes, as many for each.
+
+    What cannot be shared equally, which only the last batch of an epoch may have, is left out.
+    """
+    size = len(batch) // part[1]
+    return batch[part[0] * size : (part[0] + 1) * size]

@@ -63,12 +63,23 @@ def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
         saved = run_folder.load_options_of(pathlib.Path(resumed))
         params = [*as_arguments(saved), *params, f"--out={resumed}"]
     opts = core.init(parser, params)
+    if opts.distributed_context.is_distributed:
+        opts.random_seed = _common_seed(opts)
     if opts.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if not opts.evaluate:
         _find_checkpoint(opts)
     return opts
+
+
+def _common_seed(opts: argparse.Namespace) -> int:
+    """The leading process's seed: ``core.init`` gives every process one of its own, but they share their batches."""
+    if opts.cuda:
+        torch.cuda.set_device(opts.distributed_context.local_rank)
+    seeds = [opts.random_seed]
+    torch.distributed.broadcast_object_list(seeds, src=0)
+    return seeds[0]
 
 
 def _find_checkpoint(opts: argparse.Namespace) -> None:
@@ -91,6 +102,8 @@ def _find_checkpoint(opts: argparse.Namespace) -> None:
 
 
 def _preemptive_folder(root: str | pathlib.Path) -> pathlib.Path:
+    if "SLURM_JOB_ID" not in os.environ:
+        return pathlib.Path(root)  # the restarted job finds the same one
     distributed = importlib.import_module(f"{core.__name__}.distributed")
     return distributed.get_preemptive_checkpoint_dir(root)
 
@@ -119,6 +132,20 @@ def _value_of(name: str, params: list[str]) -> str | None:
         elif option.startswith(f"{name}="):
             value = option.partition("=")[2]
     return value or None
+
+
+def part_of_batch(opts: argparse.Namespace) -> tuple[int, int]:
+    """Which part of each training batch this process plays: its number, and of how many.
+
+    Raises:
+        ValueError: there are more processes than examples in a batch.
+    """
+    context = opts.distributed_context
+    if opts.batch_size < context.world_size:
+        raise ValueError(
+            f"--batch_size must be at least {context.world_size}, an example for every process, got {opts.batch_size}"
+        )
+    return context.rank, context.world_size
 
 
 def quiet_logging() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from egg_sparse.zoo import images
-from egg_sparse.zoo.images import GreyImages
+from egg_sparse.zoo.images import GreyImages, part_of
 
 SOURCES = ("digits", *images.TORCHVISION)
 PAPERS_TRAINING = 55_000
@@ -55,14 +55,23 @@ class ImageLoader:
         batch_size: examples per batch; the last one may be smaller.
         seed: of the order.
         fixed: every epoch brings the images in their own order, as for validation and test.
+        part: (i, n), for the i-th of n processes: its part of every batch.
     """
 
-    def __init__(self, source: GreyImages, batch_size: int, seed: int = 0, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        source: GreyImages,
+        batch_size: int,
+        seed: int = 0,
+        fixed: bool = False,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self.source = source
         self.pixels = torch.from_numpy(source.pixels)
         self.batch_size = batch_size
         self.seed = seed
         self.fixed = fixed
+        self.part = part
         self.epoch = 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,13 +79,15 @@ class ImageLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        whole, rest = divmod(len(self.source), self.batch_size)
+        return whole + (rest >= self.part[1])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = np.arange(len(self.source))
         if not self.fixed:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(len(order))
         self.epoch += 1
-        for chosen in torch.from_numpy(order).split(self.batch_size):
-            pixels = self.pixels[chosen]
+        for index in range(len(self)):
+            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
+            pixels = self.pixels[torch.from_numpy(part_of(batch, self.part))]
             yield pixels.float() / (self.source.levels - 1), pixels

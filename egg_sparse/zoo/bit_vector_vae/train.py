@@ -277,7 +277,8 @@ def main(params: list[str]) -> dict[str, Any] | None:
     training.load_for_evaluation(opts, vae)
     folder = None
     if not opts.evaluate:
-        loader = data.ImageLoader(split.train, opts.batch_size, opts.random_seed)
+        part = training.part_of_batch(opts)
+        loader = data.ImageLoader(split.train, opts.batch_size, opts.random_seed, part=part)
         validation = data.ImageLoader(split.validation, EVALUATION_BATCH, fixed=True)
         panels = {
             "negative_elbo": "negative ELBO (nats)",

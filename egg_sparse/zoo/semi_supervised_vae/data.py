@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from egg_sparse.zoo import images
-from egg_sparse.zoo.images import GreyImages
+from egg_sparse.zoo.images import GreyImages, part_of
 
 SOURCES = ("digits", "mnist")
 PAPERS_SPLIT_SEED = 351245
@@ -89,16 +89,24 @@ class SemiSupervisedLoader:
         batch_size: examples per batch; the last one may be smaller.
         seed: of all random numbers.
         fixed: every epoch brings the same batches in the same order, as for validation and test.
+        part: (i, n), for the i-th of n processes: its part of every batch.
     """
 
     def __init__(
-        self, unlabeled: GreyImages, labeled: GreyImages | None, batch_size: int, seed: int, fixed: bool = False
+        self,
+        unlabeled: GreyImages,
+        labeled: GreyImages | None,
+        batch_size: int,
+        seed: int,
+        fixed: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.unlabeled = unlabeled
         self.labeled = labeled
         self.batch_size = batch_size
         self.seed = seed
         self.fixed = fixed
+        self.part = part
         self.epoch = 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -106,7 +114,8 @@ class SemiSupervisedLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.unlabeled) // self.batch_size)
+        whole, rest = divmod(len(self.unlabeled), self.batch_size)
+        return whole + (rest >= self.part[1])
 
     def __iter__(self) -> Iterator[tuple]:
         epoch = 0 if self.fixed else self.epoch
@@ -124,8 +133,10 @@ class SemiSupervisedLoader:
                 of_labeled = self._batch(self.labeled, chosen % len(self.labeled), random)
                 yield pixels, classes, pixels, dict(zip(("images", "classes"), of_labeled, strict=True))
 
-    @staticmethod
     def _batch(
-        source: GreyImages, chosen: np.ndarray, random: np.random.Generator
+        self, source: GreyImages, chosen: np.ndarray, random: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return binarised(source.pixels[chosen], source.levels, random), torch.from_numpy(source.classes[chosen])
+        pixels = binarised(source.pixels[chosen], source.levels, random).numpy()
+        return torch.from_numpy(part_of(pixels, self.part)), torch.from_numpy(
+            part_of(source.classes[chosen], self.part)
+        )

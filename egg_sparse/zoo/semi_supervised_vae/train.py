@@ -222,7 +222,8 @@ def load_agents(game: SemiSupervisedGame, path: str) -> None:
 
 def warm_start(opts: argparse.Namespace, game: SemiSupervisedGame, split: data.Split) -> None:
     """Trains the agents on the labelled images alone, with an optimizer of its own and no checkpoints."""
-    loader = data.SemiSupervisedLoader(split.labeled, None, opts.batch_size, opts.random_seed)
+    part = training.part_of_batch(opts)
+    loader = data.SemiSupervisedLoader(split.labeled, None, opts.batch_size, opts.random_seed, part=part)
     agents = [*game.classifier.parameters(), *game.vae.parameters()]
     optimizer = training.build_optimizer(opts, agents, opts.warm_start_lr, fused=True)
     kept = {name: getattr(opts, name) for name in ("checkpoint_dir", "preemptable", "tensorboard")}
@@ -245,7 +246,9 @@ def build_loaders(opts: argparse.Namespace, split: data.Split) -> dict[str, data
 
     images, labeled = (split.labeled, None) if opts.labeled_only else (split.unlabeled, split.labeled)
     return {
-        "train": data.SemiSupervisedLoader(images, labeled, opts.batch_size, opts.random_seed),
+        "train": data.SemiSupervisedLoader(
+            images, labeled, opts.batch_size, opts.random_seed, part=training.part_of_batch(opts)
+        ),
         "validation": fixed(split.validation),
         "test": fixed(split.test),
     }

@@ -75,6 +75,7 @@ class GameLoader:
         seed: of all random numbers.
         fixed: every epoch brings the same batches, as for validation and test.
         name: of these images, for errors.
+        part: (i, n), for the i-th of n processes: its part of every batch.
 
     Raises:
         ValueError: there are too few concepts, or too few images of a concept.
@@ -90,6 +91,7 @@ class GameLoader:
         same: bool = False,
         fixed: bool = False,
         name: str = "training",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.images = images
         self.game_size = game_size
@@ -98,6 +100,7 @@ class GameLoader:
         self.seed = seed
         self.same = same
         self.fixed = fixed
+        self.part = part
         self.epoch = 1
         self.concepts = np.flatnonzero(images.counts >= (game_size if same else 1))
         if same and not len(self.concepts):
@@ -134,6 +137,8 @@ class GameLoader:
             concepts = self.concepts[distinct_integers(rng, available, self.game_size)]
             chosen = starts[concepts] + rng.integers(counts[concepts])
         order = rng.permuted(np.tile(np.arange(self.game_size), (self.batch_size, 1)), axis=1)
+        mine = slice(*(self.batch_size * (self.part[0] + end) // self.part[1] for end in (0, 1)))
+        chosen, order = chosen[mine], order[mine]
         for_sender = torch.from_numpy(chosen.T.copy())
         for_receiver = torch.from_numpy(np.take_along_axis(chosen, order, axis=1).T.copy())
         features = self.images.features

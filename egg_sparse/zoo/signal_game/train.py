@@ -218,7 +218,13 @@ def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str
     return {
         "validation": fixed(images.validation, VALIDATION_GAMES, VALIDATION_SEED, "validation"),
         "test": fixed(images.test, TEST_GAMES, TEST_SEED, "test"),
-        "train": data.GameLoader(images.train, n_batches=opts.batches_per_epoch, seed=opts.random_seed, **sizes),
+        "train": data.GameLoader(
+            images.train,
+            n_batches=opts.batches_per_epoch,
+            seed=opts.random_seed,
+            part=training.part_of_batch(opts),
+            **sizes,
+        ),
     }
 
 
