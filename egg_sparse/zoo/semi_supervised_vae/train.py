@@ -33,6 +33,7 @@ PROG = "egg_sparse.zoo.semi_supervised_vae"
 MODES = ("marg", "sfe", "nvil", "sumsample", "gs")
 NORMALIZERS = ("sparsemax", "softmax", "entmax15")
 BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
+WARM_START_EPOCHS = {"digits": 150, "mnist": 100}
 N_CLASSES = 10
 EVALUATION_SEED = 20201207
 EVALUATION_BATCH = 500
@@ -72,7 +73,8 @@ def build_parser() -> ZooParser:
     option("--data_root", default="data", help="mnist: torchvision's folder, filled by download if empty")
     option("--n_labeled", type=count, default=None, help="images with a label (default: 100 of digits, 5000 of mnist)")
     warm = "epochs on the labelled images alone, before the others"
-    option("--warm_start_epochs", type=number(int, at_least=0), default=0, help=f"{warm} (default: 0)")
+    default = "of digits 150, of mnist 100; none with --warm_start_path"
+    option("--warm_start_epochs", type=number(int, at_least=0), default=None, help=f"{warm} (default: {default})")
     option("--warm_start_lr", type=number(float, above=0), default=0.001, help="their learning rate (default: 0.001)")
     option("--warm_start_path", default=None, help="start from the agents of this checkpoint, of --labeled_only, say")
     option("--labeled_only", action="store_true", help="learn from the labelled images alone")
@@ -86,6 +88,8 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     opts = training.parse(parser, params)
     if opts.normalizer is None:
         opts.normalizer = "sparsemax" if opts.mode == "marg" else "softmax"
+    if opts.warm_start_epochs is None:
+        opts.warm_start_epochs = 0 if opts.warm_start_path else WARM_START_EPOCHS[opts.data]
     if opts.mode in ("sfe", "nvil", "gs") and opts.normalizer != "softmax":
         parser.error(f"--normalizer must be softmax in mode {opts.mode}, which samples, got {opts.normalizer}")
     training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
@@ -104,11 +108,13 @@ def elbo_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The negative ELBO of an image given its class, in nats; ``acc`` where the class is the right one.
 
-    The sender's entropy and the uniform prior's log 10 are not in it; the game subtracts the former.
+    The sender's entropy and the uniform prior's log 10 are not in it; the game subtracts the former. It is reported as
+    ``conditional_elbo_loss`` too, which means the same in training and validation.
     """
     latent_dim = (receiver_output.shape[-1] - sender_input.shape[-1]) // 2
     classes = message.argmax(-1) if message.is_floating_point() else message
-    return negative_elbo(receiver_output, sender_input, latent_dim), {"acc": (classes == labels).float()}
+    loss = negative_elbo(receiver_output, sender_input, latent_dim)
+    return loss, {"acc": (classes == labels).float(), "conditional_elbo_loss": loss.detach()}
 
 
 def classification_loss(normalizer: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -341,7 +347,7 @@ def train(
         callbacks = [StepTemperature(game.game.sender, len(loaders["train"]), decay, update_frequency=steps)]
     panels = {
         "acc": "accuracy",
-        "loss": "loss (nats)",
+        "conditional_elbo_loss": "negative ELBO given the class (nats)",
         "support": "support (classes)",
         "sender_entropy": "entropy (nats)",
     }
