@@ -153,12 +153,22 @@ def test_preemptable_jobs_end_like_the_uninterrupted_one(monkeypatch, tmp_path):
 def test_signals_say_how_to_go_on(signal_number, status, word):
     options = [*SIGNAL_GAME, "--n_epochs=10000", "--no_cuda", "--out=job"]
     command = [sys.executable, "-m", PROG, *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that runs the tests in the background ignores SIGINT, and so would whatever it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not os.path.exists("job/checkpoints/2.tar"):
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal_number)
-    _, error = process.communicate(timeout=30)
+    try:
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == status
     assert f"{PROG}: {word}; python -m {PROG} --resume job goes on" in error
     assert "Traceback" not in error
