@@ -391,7 +391,7 @@ class TestRuns:
     def test_a_resumed_run_sees_the_batches_of_the_whole_one(self, mode, tmp_path):
         """For marg, which draws nothing else, it ends with the same weights."""
         options = [f"--mode={mode}", *SMALL[1:], "--random_seed=5", "--lr_schedule=constant"]
-        main([*options, "--n_epochs=3", "--out=whole", "--checkpoint_freq=1"])
+        main([*options, "--n_epochs=3", "--out=whole", "--keep=3"])
         main([*options, "--n_epochs=3", "--out=resumed", "--load_from_checkpoint=whole/checkpoints/1.tar"])
         epochs = [json.loads(line)["epoch"] for line in (tmp_path / "resumed/metrics.jsonl").open()]
         assert epochs == [2, 2, 3, 3]
@@ -610,4 +610,8 @@ class TestCommand:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "Traceback" not in err
-        assert err.strip().splitlines()[-1] == "egg_sparse.zoo.signal_game: interrupted"
+        assert (
+            err.strip()
+            .splitlines()[-1]
+            .startswith("egg_sparse.zoo.signal_game: interrupted; python -m egg_sparse.zoo.signal_game --resume ")
+        )
