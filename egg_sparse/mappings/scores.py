@@ -7,6 +7,10 @@ import math
 import torch
 
 
+class NotFiniteError(ValueError):
+    """Scores that are NaN or infinite."""
+
+
 def check_scores(scores: torch.Tensor, columns: str, name: str = "scores") -> None:
     """Raises TypeError or ValueError unless scores are floating point of shape (B, n), n >= 1.
 
@@ -56,5 +60,5 @@ def synchronise(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "score
     """The numbers, zero-dimensional tensors, on the host, in one transfer with the check that all scores are finite."""
     all_finite, *values = torch.stack([finite.all().long(), *(number.long() for number in numbers)]).tolist()
     if not all_finite:
-        raise ValueError(f"{name} must be finite: {int((~finite).sum())} of {finite.numel()} are NaN or infinite")
+        raise NotFiniteError(f"{name} must be finite: {int((~finite).sum())} of {finite.numel()} are NaN or infinite")
     return values

@@ -52,7 +52,13 @@ class RunCheckpoints(host.core.CheckpointSaver):
                 old.unlink(missing_ok=True)
 
     def save_checkpoint(self, filename: str) -> None:
-        write(self.get_checkpoint(), self.folder / f"{filename}.tar")
+        self.save_as(filename)
+
+    def save_as(self, name: str) -> pathlib.Path:
+        """Saves a checkpoint of this name, and returns its path."""
+        path = self.folder / f"{name}.tar"
+        write(self.get_checkpoint(), path)
+        return path
 
 
 def write(checkpoint: Any, path: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
-from egg_sparse.zoo import checkpoints, run_folder
+from egg_sparse.zoo import checkpoints, faults, run_folder
 from egg_sparse.zoo.options import ZooParser, as_arguments, number, require
 
 core = host.core
@@ -199,31 +199,6 @@ def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: max(0.0, 1 - epoch / max(1, opts.n_epochs)))
 
 
-def guard_steps(opts: argparse.Namespace, game: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Looks at all gradients before every step: where one is not finite, stops the run, or skips the step."""
-    names = {id(parameter): name for name, parameter in game.named_parameters()}
-    steps = itertools.count(1)
-
-    def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        step = next(steps)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters or bool(torch.stack(torch._foreach_norm([p.grad for p in parameters])).sum().isfinite()):
-            return
-        bad = next((p for p in parameters if not bool(torch.isfinite(p.grad).all())), None)
-        if bad is None or opts.fp16:
-            return  # large, but finite; under --fp16 the gradient scaler skips steps by itself
-        what = f"the gradient of {names.get(id(bad), 'a parameter')} is not finite at step {step} of this run"
-        if opts.on_nan == "stop":
-            raise FloatingPointError(
-                f"{what} (--random_seed {opts.random_seed}); --on_nan skip goes on without the step"
-            )
-        print(f"# skipping a step: {what}", file=sys.stderr, flush=True)
-        for parameter in parameters:
-            parameter.grad = None
-
-    optimizer.register_step_pre_hook(check)
-
-
 def train(
     opts: argparse.Namespace,
     game: nn.Module,
@@ -254,10 +229,9 @@ def train(
     require("matplotlib.figure", "matplotlib")  # of the curves, which come last
     leader = opts.distributed_context.is_leader
     optimizer = build_optimizer(opts, game.parameters(), fused=fused)
-    guard_steps(opts, game, optimizer)
     folder = None
     metrics = MetricsWriter()
-    saver = []
+    saver = None
     if leader:
         goes_on = bool(opts.load_from_checkpoint or opts.preemptable or opts.resume)
         folder = run_folder.create(opts.out, experiment, f"{opts.mode}-{opts.random_seed}", goes_on)
@@ -269,11 +243,22 @@ def train(
         if goes_on:
             epoch = host.load_checkpoint(opts.load_from_checkpoint).epoch if opts.load_from_checkpoint else 0
             metrics.history = run_folder.keep_metrics_until(folder, epoch)
-        saver = [checkpoints.RunCheckpoints(opts.checkpoint_dir, opts.checkpoint_freq, opts.keep)]
+        saver = checkpoints.RunCheckpoints(opts.checkpoint_dir, opts.checkpoint_freq, opts.keep)
 
     context = opts.distributed_context
     seeds = EpochSeeds(opts.random_seed, getattr(context, "rank", 0))
-    all_callbacks: list[Any] = [seeds, EpochSetter(train_data), *callbacks, metrics, *saver]
+    guard = faults.FaultGuard(
+        game,
+        optimizer,
+        opts.random_seed,
+        len(train_data),
+        skip=opts.on_nan == "skip",
+        fp16=opts.fp16,
+        save=saver.save_as if saver else None,
+    )
+    all_callbacks: list[Any] = [seeds, EpochSetter(train_data), guard, *callbacks, metrics]
+    if saver:
+        all_callbacks.append(saver)
     progress = None
     if leader:
         if sys.stdout.isatty():
@@ -292,6 +277,11 @@ def train(
     )
     try:
         trainer.train(n_epochs=opts.n_epochs)
+    except (ValueError, RuntimeError) as error:
+        fault = faults.in_words(error)
+        if fault is None:
+            raise
+        guard.stop(fault)
     finally:
         if progress:
             progress.stop()

@@ -226,33 +226,66 @@ class TestCheckpoints:
 
 
 class TestFaults:
+    """NaN in the 15th step of a run, which is batch 4 of epoch 2, counted from 0."""
+
+    PARAMS = ("--mode=gs", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=run")
+
     @pytest.fixture
-    def faulty(self, monkeypatch):
-        """NaN in the receiver's output at the 15th step."""
-        from egg_sparse.zoo.signal_game.archs import Receiver
+    def fault(self, kind, monkeypatch):
+        from egg_sparse.zoo.signal_game.archs import MLPSender, Receiver
 
-        plain, steps = Receiver.forward, []
+        agent = MLPSender if kind == "scores" else Receiver
+        plain, steps = agent.forward, []
 
-        def forward(self, message, images, aux_input=None):
+        def spoil(gradient):
+            return gradient * float("nan")
+
+        def forward(self, *inputs):
+            output = plain(self, *inputs)
             steps.append(self.training)
-            output = plain(self, message, images, aux_input)
-            return output * float("nan") if sum(steps) == 15 and self.training else output
+            if not self.training or sum(steps) != 15:
+                return output
+            if kind == "gradient":
+                output.register_hook(spoil)
+                return output
+            return spoil(output)
 
-        monkeypatch.setattr(Receiver, "forward", forward)
+        monkeypatch.setattr(agent, "forward", forward)
 
-    def test_stops(self, faulty, capsys):
-        params = ["--mode=gs", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=run"]
-        assert run(PROG, main, params) == 1
-        error = capsys.readouterr().err
-        assert "the gradient of sender.agent.hidden.weight is not finite at step 15 of this run" in error
-        assert checkpoints.newest(run_folder.current / "checkpoints")[1] == 1
+    @pytest.mark.parametrize(
+        ("kind", "mode", "what"),
+        [
+            ("loss", "gs", "the loss is not finite"),
+            ("gradient", "gs", "the gradient of sender.agent.hidden.weight is not finite"),
+            ("scores", "gs", "the scores of an agent are not finite"),
+            ("scores", "sfe", "the scores of an agent are not finite"),
+            ("scores", "marg", "scores must be finite: 320 of 320 are NaN or infinite"),
+        ],
+    )
+    def test_stops(self, fault, mode, what, capsys):
+        assert run(PROG, main, [*self.PARAMS, f"--mode={mode}"]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"error: {what} at step 15, in epoch 2 (batch seed 3, 2, 4); " in error
+        assert "the weights of that moment are in run/checkpoints/not-finite-2.tar" in error
+        folder = run_folder.current / "checkpoints"
+        weights = host.load_checkpoint(folder / "not-finite-2.tar").model_state_dict
+        assert all(torch.isfinite(value).all() for value in weights.values() if isinstance(value, torch.Tensor))
+        assert checkpoints.newest(folder) == (folder / "1.tar", 1), "a run does not go on from the marked one"
 
-    def test_skips(self, faulty, capsys):
-        params = ["--mode=gs", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=run", "--on_nan=skip"]
+    @pytest.mark.parametrize("kind", ["loss", "gradient"])
+    def test_skips(self, fault, capsys):
+        params = [*self.PARAMS, "--on_nan=skip"]
         assert run(PROG, main, params) == 0
-        assert capsys.readouterr().err.count("skipping a step") == 1
+        error = capsys.readouterr().err
+        assert error.count("skipping a step: ") == error.count("at step 15, in epoch 2") == 1
         weights = host.load_checkpoint("run/checkpoints/final.tar").model_state_dict
         assert all(torch.isfinite(value).all() for value in weights.values())
+
+    @pytest.mark.parametrize("kind", ["loss"])
+    def test_names_the_batch_of_a_step_of_several(self, fault, capsys):
+        """Steps are of three batches; the second batch of the fifth step is meant."""
+        assert run(PROG, main, [*self.PARAMS, "--on_nan=skip", "--update_freq=3"]) == 0
+        assert "step 15, in epoch 2 (batch seed 3, 2, 4)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
