@@ -103,7 +103,7 @@ def load_options_of(folder: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no run in {folder}: it has no {OPTIONS_FILE}")
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(saved, dict) or not all(
         value is None or isinstance(value, (bool, int, float, str)) for value in saved.values()
@@ -120,12 +120,12 @@ def keep_metrics_until(folder: pathlib.Path, epoch: int) -> list[dict[str, Any]]
     file = folder / METRICS_FILE
     kept = []
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_bytes().splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and record.get("epoch", epoch + 1) <= epoch:
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int) and record["epoch"] <= epoch:
                 kept.append(record)
         _replace(file, "".join(json.dumps(record) + "\n" for record in kept))
     return kept

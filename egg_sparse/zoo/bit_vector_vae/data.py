@@ -38,7 +38,7 @@ def load(source: str, data_root: str) -> Split:
         order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(digits))
         test, validation, train = np.split(order, [len(digits) // 5, 3 * len(digits) // 10])
         return Split(digits.take(train), digits.take(validation), digits.take(test))
-    train_images, test_images = images.torchvision(source, data_root)
+    train_images, test_images = images.torchvision(source, data_root, 60_000)
     indices = np.arange(len(train_images))
     return Split(
         train_images.take(indices[:PAPERS_TRAINING]), train_images.take(indices[PAPERS_TRAINING:]), test_images

@@ -54,7 +54,7 @@ def load(source: str, data_root: str, n_labeled: int | None) -> Split:
         ValueError: there are fewer images than labels asked for.
     """
     if source == "mnist":
-        train, test = images.torchvision(source, data_root)
+        train, test = images.torchvision(source, data_root, 60_000)
         _check(n_labeled, 60_000 - PAPERS_VALIDATION)
         labeled, unlabeled, validation = papers_split(n_labeled or PAPERS_LABELED)
         return Split(train.take(labeled), train.take(unlabeled), train.take(validation), test)

@@ -232,6 +232,15 @@ def _describe(value: Any) -> str:
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
+_MOST_COMPRESSED = 1100  # of deflate, by which npz and HDF5 files are compressed, at most 1032
+
+
+def _check_size(declared: int, stored: int) -> None:
+    """Refuses sizes in bytes that no data of the stored size can have, before memory is allocated for them."""
+    if declared > _MOST_COMPRESSED * stored + 10_000:
+        raise ValueError(f"it declares {declared} bytes, but has only {stored}")
+
+
 def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"--root: there is no file {path}")
@@ -242,6 +251,8 @@ def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
             missing = {"features", "labels"} - set(archive.files)
             if missing:
                 raise ValueError(f"it has no array named {' and none named '.join(sorted(missing))}")
+            for entry in archive.zip.infolist():
+                _check_size(entry.file_size, entry.compress_size)
             features, labels = archive["features"], archive["labels"]
     except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy happen to
         raise ValueError(f"--root: {path} cannot be read as features and labels: {error}") from error
@@ -286,6 +297,9 @@ def _unpickle(path: pathlib.Path) -> np.ndarray:
         raise ValueError(f"--root: {path} is refused: {error or type(error).__name__}") from error
     if not isinstance(values, (np.ndarray, list, tuple)):
         raise ValueError(f"--root: {path} must hold an array or a list, got {type(values).__name__}")
+    if not isinstance(values, np.ndarray) and not all(isinstance(value, (str, int, np.integer)) for value in values):
+        # lists of lists, each of the same one again and again, would fill any memory as an array
+        raise ValueError(f"--root: {path} must hold a list of integers or strings")
     array = np.asarray(values)
     if array.dtype == object and all(isinstance(value, str) for value in array.ravel()):
         array = array.astype(str)
@@ -306,6 +320,11 @@ def _imagenet_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
             dataset = file[next(iter(file))]
             if getattr(dataset, "ndim", 0) != 2 or dataset.shape[0] != len(labels):
                 raise ValueError(f"its dataset must have shape ({len(labels)}, n_features), as there are labels")
+            if dataset.is_virtual or dataset.external or dataset.file != file:
+                raise ValueError("its dataset takes its numbers from another file")
+            if dataset.dtype.kind not in "fiu":
+                raise ValueError(f"its dataset must hold numbers, got {dataset.dtype}")
+            _check_size(dataset.nbytes, dataset.id.get_storage_size())
             features = dataset[()]
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError by the kind of damage
         raise ValueError(f"--root: {path} cannot be read: {error}") from error
