@@ -109,9 +109,10 @@ ENTRIES = {
 }
 
 
-def launch(entry, folder, *options, processes=2, path=""):
+def launch(entry, folder, *options, processes=2, path="", restarts=0):
     command = ["-m", f"egg_sparse.zoo.{entry}", *options, "--random_seed=3", "--no_cuda"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    torchrun.append(f"--max-restarts={restarts}")
     return subprocess.run(
         [sys.executable, *(torchrun if processes > 1 else []), *command],
         capture_output=True,
@@ -122,36 +123,68 @@ def launch(entry, folder, *options, processes=2, path=""):
     )
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a whole run, of an entry on so many processes; each is run once."""
+    folders = {}
+
+    def run(entry, processes):
+        if (entry, processes) not in folders:
+            folder = tmp_path_factory.mktemp(f"{entry}{processes}")
+            result = launch(entry, folder, *ENTRIES[entry], "--out=job", processes=processes)
+            assert result.returncode == 0, result.stderr
+            finals = [line for line in result.stdout.splitlines() if line.startswith('{"mode": "final"')]
+            assert len(finals) == 1, "only the leading process reports"
+            folders[entry, processes] = folder / "job"
+        return folders[entry, processes]
+
+    return run
+
+
+def weights(folder):
+    return host.load_checkpoint(folder / "checkpoints/final.tar").model_state_dict
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_the_zoo_on_two_processes_equals_one(entry, tmp_path):
+def test_the_zoo_on_two_processes_equals_one(entry, uninterrupted):
     """After 100 steps, with the same whole batches."""
-    for processes in (1, 2):
-        result = launch(entry, tmp_path, *ENTRIES[entry], f"--out={processes}", processes=processes)
-        assert result.returncode == 0, result.stderr
-        finals = [line for line in result.stdout.splitlines() if line.startswith('{"mode": "final"')]
-        assert len(finals) == 1, "only the leading process reports"
-    states = [
-        host.load_checkpoint(tmp_path / folder / "checkpoints/final.tar").model_state_dict for folder in ("1", "2")
-    ]
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, atol=1e-5, rtol=0)
+    alone, together = (weights(uninterrupted(entry, processes)) for processes in (1, 2))
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, atol=1e-5, rtol=0)
+
+
+def kill_second_process(folder, checkpoint):
+    """Lets the second of the processes that torchrun starts first kill itself, when there is such a checkpoint."""
+    (folder / "sitecustomize.py").write_text(
+        f"""
+import os, pathlib, signal, threading, time
+def kill():
+    while not pathlib.Path("job/checkpoints/{checkpoint}").exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    threading.Thread(target=kill, daemon=True).start()
+"""
+    )
 
 
 def test_a_killed_worker_ends_the_others(tmp_path):
     """Within seconds, and with a message."""
-    (tmp_path / "sitecustomize.py").write_text(
-        """
-import os, pathlib, signal, threading, time
-def kill():
-    while not pathlib.Path("job/checkpoints/2.tar").exists():
-        time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGKILL)
-if os.environ.get("RANK") == "1":
-    threading.Thread(target=kill, daemon=True).start()
-"""
-    )
+    kill_second_process(tmp_path, "2.tar")
     result = launch("signal_game", tmp_path, *ENTRIES["signal_game"], "--n_epochs=10000", "--out=job", path=tmp_path)
     assert result.returncode != 0
     assert "egg_sparse.zoo.signal_game: error: " in result.stderr
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "job/metrics.jsonl").read_text().splitlines()]
     assert 2 <= max(epochs) < 1000
+
+
+def test_restarted_by_torchrun_they_go_on_from_the_last_checkpoint(tmp_path, uninterrupted):
+    kill_second_process(tmp_path, "1.tar")
+    options = [*ENTRIES["signal_game"], "--out=job", "--preemptable"]
+    result = launch("signal_game", tmp_path, *options, path=tmp_path, restarts=1)
+    assert result.returncode == 0, result.stderr
+    assert "exitcode: -9" in result.stderr
+    whole = uninterrupted("signal_game", 2)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(tmp_path / "job")[name], value)
+    assert (tmp_path / "job/metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

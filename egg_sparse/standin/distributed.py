@@ -63,7 +63,11 @@ def maybe_init_distributed(args: argparse.Namespace) -> DistributedContext:
     else:
         return alone
     backend = "nccl" if getattr(args, "cuda", torch.cuda.is_available()) else "gloo"
-    dist.init_process_group(backend=backend, init_method="env://", world_size=context.world_size, rank=context.rank)
+    store, rank, world_size = next(dist.rendezvous("env://", context.rank, context.world_size))
+    # torchrun's workers that it starts again find the addresses of those before them in the same store (PyTorch 2.15)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    dist.init_process_group(backend=backend, store=store, world_size=world_size, rank=rank)
     return context
 
 
