@@ -20,36 +20,44 @@ from egg_sparse.zoo import checkpoints, run_folder
 from egg_sparse.zoo.options import run
 from egg_sparse.zoo.signal_game.train import PROG, main
 
-SIGNAL_GAME = ["--n_epochs=4", "--batches_per_epoch=10", "--vocab_size=20", "--game_size=4", "--batch_size=16"]
-SEMI_SUPERVISED = ["--n_epochs=3", "--n_labeled=50", "--warm_start_epochs=2"]
-BIT_VECTOR = ["--n_epochs=3", "--latent_size=6", "--nll_samples=2", "--nll_images=5", "--validation_nll_samples=1"]
-RUNS = {
-    "signal_game marg": ["signal_game", "--mode=marg", *SIGNAL_GAME],
-    "signal_game sfe": ["signal_game", "--mode=sfe", *SIGNAL_GAME],
-    "signal_game sfe sample": ["signal_game", "--mode=sfe", "--baseline_type=sample", *SIGNAL_GAME],
-    "signal_game nvil": ["signal_game", "--mode=nvil", *SIGNAL_GAME],
-    "signal_game sumsample": ["signal_game", "--mode=sumsample", *SIGNAL_GAME],
-    "signal_game gs": ["signal_game", "--mode=gs", "--temperature_update_freq=7", *SIGNAL_GAME],
-    "semi_supervised_vae marg": ["semi_supervised_vae", "--mode=marg", *SEMI_SUPERVISED],
-    "semi_supervised_vae sfe": ["semi_supervised_vae", "--mode=sfe", *SEMI_SUPERVISED],
-    "semi_supervised_vae gs": ["semi_supervised_vae", "--mode=gs", *SEMI_SUPERVISED],
-    "bit_vector_vae sparsemap": [
-        "bit_vector_vae", "--mode=sparsemap", "--temperature=5", "--temperature_end=1", "--entropy_warmup=2",
-        *BIT_VECTOR,
+OPTIONS = {
+    "signal_game": "--n_epochs=4 --batches_per_epoch=10 --vocab_size=20 --game_size=4 --batch_size=16",
+    "semi_supervised_vae": "--n_epochs=3 --n_labeled=50 --warm_start_epochs=2",
+    "bit_vector_vae": "--n_epochs=3 --latent_size=6 --nll_samples=2 --nll_images=5 --validation_nll_samples=1",
+}
+MODES = {
+    "signal_game": [
+        "marg", "sfe", "sfe --baseline_type=sample", "nvil", "sumsample", "gs --temperature_update_freq=7",
+        "gs --straight_through",
     ],
-    "bit_vector_vae topksparse": ["bit_vector_vae", "--mode=topksparse", "--max_support=3", *BIT_VECTOR],
-    "bit_vector_vae sfe": ["bit_vector_vae", "--mode=sfe", *BIT_VECTOR],
+    "semi_supervised_vae": [
+        "marg", "marg --normalizer=softmax", "sfe", "sfe --baseline_type=sample", "nvil", "sumsample", "gs",
+        "gs --straight_through",
+    ],
+    "bit_vector_vae": [
+        "sparsemap --temperature=5 --temperature_end=1 --entropy_warmup=2", "sparsemap --budget=3",
+        "sparsemap --decomposition=active_set", "topksparse --max_support=3", "sfe", "sfe --baseline_type=sample",
+        "nvil", "gs", "gs --straight_through",
+    ],
 }  # fmt: skip
+RUNS = [f"{entry} --mode={mode}" for entry, modes in MODES.items() for mode in modes]
+SIGNAL_GAME = OPTIONS["signal_game"].split()
 
 # By default every entry and every kind of randomness is killed twice. EGG_SPARSE_LONG=1 kills every mode six times.
 LONG = bool(os.environ.get("EGG_SPARSE_LONG"))
 KILLED = [
-    name
-    for name in RUNS
-    if LONG
-    or name
-    in ("signal_game marg", "signal_game sfe", "signal_game gs", "semi_supervised_vae sfe", "bit_vector_vae sparsemap")
+    "signal_game --mode=marg",
+    "signal_game --mode=sfe",
+    "signal_game --mode=gs --temperature_update_freq=7",
+    "semi_supervised_vae --mode=sfe",
+    "bit_vector_vae --mode=sparsemap --temperature=5 --temperature_end=1 --entropy_warmup=2",
 ]
+
+
+def command(name):
+    """The entry of a run, and its options."""
+    entry, *params = name.split()
+    return entry, [*params, *OPTIONS[entry].split()]
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +105,9 @@ def same(first, second):
     )
 
 
-@pytest.mark.parametrize("name", KILLED)
+@pytest.mark.parametrize("name", RUNS if LONG else KILLED)
 def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, tmp_path):
-    entry, *params = RUNS[name]
+    entry, params = command(name)
     started = time.monotonic()
     whole = processes.Process(target=play, args=(tmp_path, entry, [*params, "--out=whole"]))
     whole.start()
@@ -122,6 +130,7 @@ def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, 
         if part.exitcode == 0:
             break
         assert part.exitcode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 143, 130)
+    print(f"\n{name}: killed {kills} times")
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert not list((tmp_path / "cut").rglob(".*.unfinished*")) or kills
 
@@ -316,23 +325,31 @@ def test_metrics_of_unfinished_epochs_are_taken_out(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:2]
 
 
-@pytest.mark.parametrize("name", RUNS if LONG else ["signal_game gs"])
+@pytest.mark.parametrize("name", RUNS if LONG else ["signal_game --mode=gs --straight_through"])
 def test_memory_files_and_threads_stay_constant(name):
-    """In one process, after 10 and after 50 epochs."""
-    entry, *params = RUNS[name]
+    """In one process, after 200 steps and after 2,000; by default after 100 and 500."""
+    entry, params = command(name)
+    steps = (200, 2000) if LONG else (100, 500)
     code = f"""
 import gc, os, resource, sys, threading
 from egg_sparse.zoo.{entry} import train
-from egg_sparse.callbacks import EpochSeeds
-found = []
-def look(self, epoch, plain=EpochSeeds.on_epoch_begin):
-    plain(self, epoch)
-    if epoch in (11, 51):
+from egg_sparse.zoo import faults
+found, steps = [], {steps}
+class Found(BaseException):
+    pass
+def look(self, logs, loss, batch_id, is_training=True, seen=[0]):
+    seen[0] += is_training
+    if is_training and seen[0] in steps:
         gc.collect()
         memory = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
         found.append((memory, len(os.listdir("/proc/self/fd")), threading.active_count()))
-EpochSeeds.on_epoch_begin = look
-train.main({[*params, "--n_epochs=51", "--out=run", "--random_seed=3", "--no_cuda", "--validation_freq=0"]!r})
+        if seen[0] == steps[1]:
+            raise Found
+faults.FaultGuard.on_batch_end = look
+try:
+    train.main({[*params, "--n_epochs=1000", "--out=run", "--random_seed=3", "--no_cuda", "--validation_freq=0"]!r})
+except Found:
+    pass
 (before, files, threads), (after, files_after, threads_after) = found
 print(before, after, files, files_after, threads, threads_after, file=sys.stderr)
 sys.exit(not (after < 1.02 * before and files_after == files and threads_after == threads))
