@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import lpsmap
 from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set
+from egg_sparse.mappings.order import ascending, descending
 from egg_sparse.mappings.scores import check_scores, result_type, synchronise, synchronise_finite, working_copy
 
 DECOMPOSITIONS = ("systematic", "threshold", "active_set")
@@ -118,15 +119,18 @@ def _marginals(x: torch.Tensor, budget: int | None) -> tuple[torch.Tensor, torch
 
 def _solve_budget(y: torch.Tensor, budget: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Which bits are strictly between 0 and 1 at the solution, and which are 1; (B, D) bool."""
-    # f(tau) = sum_i clip((y_i + 1 - tau) / 2, 0, 1) has slope -1/2 per bit from y_i - 1 to y_i + 1
-    breakpoints, order = torch.cat((y - 1, y + 1), 1).sort(dim=1)
+    # f(tau) = sum_i clip((y_i + 1 - tau) / 2, 0, 1) has slope -1/2 per bit from y_i - 1 to y_i + 1; all plus 3, so
+    # that none is negative
+    begins, ends = y + 2, y + 4
+    breakpoints = torch.cat((begins, ends), 1)
+    order = ascending(breakpoints)
+    breakpoints = breakpoints.gather(1, order)
     slope = torch.where(order < y.shape[1], -0.5, 0.5).to(y.dtype).cumsum(1)
     falls = (slope[:, :-1] * breakpoints.diff(dim=1)).cumsum(1)
     values = y.shape[1] + falls  # f at all breakpoints but the first
     segment = (values > budget).sum(1, keepdim=True).clamp(max=values.shape[1] - 1)
-    low, high = breakpoints.gather(1, segment), breakpoints.gather(1, segment + 1)
-    middle = (low + high) / 2
-    return (y - 1 < middle) & (y + 1 > middle), y - 1 >= middle
+    middle = (breakpoints.gather(1, segment) + breakpoints.gather(1, segment + 1)) / 2
+    return (begins < middle) & (ends > middle), begins >= middle
 
 
 def sparsemap_bit_vectors(
@@ -239,14 +243,15 @@ class _Decomposition(torch.autograd.Function):
         # the edges 0 and 1 of the gaps, around the sorted numbers
         edges = F.pad(ends, (1, 1))
         edges[:, -1] = 1
-        inner, order = ends.sort(dim=1)
-        edges[:, 1:-1] = inner
+        order = ascending(ends)
+        torch.gather(ends, 1, order, out=edges[:, 1:-1])
         gaps = edges.diff(dim=1)
 
         rows = 1
         if batch:
             rows = synchronise_finite(x, gaps.sign().sum(1).amax())
-        probs, terms = gaps.topk(rows, dim=1)
+        terms = descending(gaps, rows)
+        probs = gaps.gather(1, terms)
         starts = edges.gather(1, terms).t().unsqueeze(-1)
         # compared into numbers, of which a boolean would be a slow copy
         if whole is None:

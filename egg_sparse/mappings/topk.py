@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.mappings.order import ascending
 from egg_sparse.mappings.scores import check_scores, result_type, synchronise_finite
 
 
@@ -163,9 +164,9 @@ class _CheapestFlips:
         # numbers at once: PyTorch is slow at making numbers of booleans
         self.bits = torch.gt(x.detach(), 0, out=torch.empty_like(x))
         magnitude = torch.where(x > 0, x, -x)  # |x|, with a gradient of -1 where x is 0, at which the bit is off
-        self.positions = _smallest(magnitude.detach(), candidates.shape[1])
+        self.positions = ascending(magnitude, candidates.shape[1])
         costs = magnitude.gather(1, self.positions).to(factor.dtype) @ factor
-        chosen = costs.detach().sort(dim=1, stable=True).indices[:, :k]
+        chosen = ascending(costs, k)
         self.costs = costs.gather(1, chosen).to(x.dtype)
         self._chosen, self._candidates = chosen, candidates
 
@@ -175,15 +176,3 @@ class _CheapestFlips:
         values = (flipped.to(self.bits.dtype) - self.bits.gather(1, self.positions)).abs_()
         vectors = self.bits.expand(rows, -1, -1).clone(memory_format=torch.contiguous_format)
         return vectors.scatter_(2, self.positions.expand(rows, -1, -1), values).to(dtype)
-
-
-def _smallest(magnitude: torch.Tensor, n: int) -> torch.Tensor:
-    """Positions ``(B, n)`` of the smallest, in ascending order, equal ones by position."""
-    n_bits = magnitude.shape[1]
-    if magnitude.dtype != torch.float32 or 2 * n > n_bits:
-        return magnitude.sort(dim=1, stable=True).indices[:, :n]
-    # The bits of non-negative floats are ordered as they are: with the position below them, no two are equal, and the
-    # n smallest are found without sorting the others.
-    position = torch.arange(n_bits, device=magnitude.device)
-    keys = torch.add(position, magnitude.abs().view(torch.int32), alpha=2**32)
-    return keys.topk(n, dim=1, largest=False).values.bitwise_and_(2**32 - 1)
