@@ -8,6 +8,11 @@ import torch
 
 from egg_sparse import host, standin
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # processes of several threads each would wait for one another on the same cores
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture
 def egg() -> ModuleType:
