@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
 import re
@@ -22,7 +23,8 @@ class RunCheckpoints(host.core.CheckpointSaver):
 
     Args:
         folder: where they are.
-        frequency: epochs between checkpoints; 0 for the last one alone.
+        frequency: epochs between checkpoints; 0 for the last one alone. An interrupted run saves its last whole epoch
+            as well.
         keep: so many of them, the newest, beside ``final.tar``.
     """
 
@@ -30,6 +32,7 @@ class RunCheckpoints(host.core.CheckpointSaver):
         super().__init__(checkpoint_path=folder, checkpoint_freq=frequency)
         self.folder = pathlib.Path(folder)
         self.keep = keep
+        self._unsaved: tuple[int, Any] | None = None
 
     def on_train_begin(self, trainer_instance: Any) -> None:
         super().on_train_begin(trainer_instance)
@@ -47,9 +50,22 @@ class RunCheckpoints(host.core.CheckpointSaver):
 
     def _save_epoch(self, epoch: int) -> None:
         if self.checkpoint_freq > 0 and epoch % self.checkpoint_freq == 0:
+            self._unsaved = None
             self.save_checkpoint(str(epoch))
-            for old in numbered(self.folder)[self.keep :]:
-                old.unlink(missing_ok=True)
+            self._remove_old()
+        else:
+            self._unsaved = epoch, copy.deepcopy(self.get_checkpoint())
+
+    def save_last_epoch(self) -> None:
+        """Saves the last whole epoch, where the run is interrupted and the frequency has left it out."""
+        if self._unsaved is not None:
+            epoch, checkpoint = self._unsaved
+            write(checkpoint, self.folder / f"{epoch}.tar")
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        for old in numbered(self.folder)[self.keep :]:
+            old.unlink(missing_ok=True)
 
     def save_checkpoint(self, filename: str) -> None:
         self.save_as(filename)

@@ -145,8 +145,8 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
             main(params)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
-    except (KeyboardInterrupt, _Terminated) as error:
-        terminated = isinstance(error, _Terminated)
+    except (KeyboardInterrupt, Terminated) as error:
+        terminated = isinstance(error, Terminated)
         goes_on = f"; python -m {prog} --resume {run_folder.current} goes on" if run_folder.current else ""
         print(f"{prog}: {'terminated' if terminated else 'interrupted'}{goes_on}", file=sys.stderr, flush=True)
         return 143 if terminated else 130
@@ -167,12 +167,12 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
     return 0
 
 
-class _Terminated(BaseException):
+class Terminated(BaseException):
     """SIGTERM, as SLURM sends it before a job ends."""
 
 
 def _terminate(*_: Any) -> NoReturn:
-    raise _Terminated
+    raise Terminated
 
 
 class _NoteHandler(logging.Handler):

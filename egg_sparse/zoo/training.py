@@ -19,7 +19,7 @@ from torch import nn
 from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
 from egg_sparse.zoo import checkpoints, faults, run_folder
-from egg_sparse.zoo.options import ZooParser, as_arguments, number, require
+from egg_sparse.zoo.options import Terminated, ZooParser, as_arguments, number, require
 
 core = host.core
 
@@ -282,6 +282,10 @@ def train(
         if fault is None:
             raise
         guard.stop(fault)
+    except (KeyboardInterrupt, Terminated):
+        if saver:
+            saver.save_last_epoch()
+        raise
     finally:
         if progress:
             progress.stop()

@@ -18,6 +18,8 @@ import torch
 from egg_sparse import host
 from egg_sparse.zoo import checkpoints, run_folder
 from egg_sparse.zoo.options import run
+from egg_sparse.zoo.signal_game import train as signal_game
+from egg_sparse.zoo.signal_game.data import GameLoader
 from egg_sparse.zoo.signal_game.train import PROG, main
 
 OPTIONS = {
@@ -62,7 +64,10 @@ def command(name):
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """And with few games in validation and test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal_game, "TEST_GAMES", 64)
+    monkeypatch.setattr(signal_game, "VALIDATION_GAMES", 64)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +186,26 @@ def test_signals_say_how_to_go_on(signal_number, status, word):
     assert process.returncode == status
     assert f"{PROG}: {word}; python -m {PROG} --resume job goes on" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("frequency", [0, 3])
+def test_an_interrupted_run_saves_its_last_whole_epoch(frequency, monkeypatch, tmp_path):
+    """Also one that checkpoints of every few epochs, or of the end alone, would have left out."""
+    params = ["--mode=sfe", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", f"--checkpoint_freq={frequency}"]
+    main([*params, "--out=whole"])
+    plain = GameLoader._batch
+
+    def interrupted(self, rng):
+        if self.epoch == 4 and not self.fixed:  # the third epoch: it has counted on
+            raise KeyboardInterrupt
+        return plain(self, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GameLoader, "_batch", interrupted)
+        assert run(PROG, main, [*params, "--out=cut"]) == 130
+    assert checkpoints.newest(tmp_path / "cut/checkpoints") == (tmp_path / "cut/checkpoints/2.tar", 2)
+    main(["--resume=cut", "--no_cuda"])
+    assert same(tmp_path / "whole", tmp_path / "cut")
 
 
 class TestCheckpoints:
@@ -364,6 +389,22 @@ def test_scores_that_overflow_float16_are_refused():
     scores = torch.tensor([[1.0, 70_000.0]]).half()
     with pytest.raises(ValueError, match="scores must be finite: 1 of 2"):
         sparsemax(scores)
+
+
+@pytest.mark.parametrize(
+    "name", ["signal_game --mode=marg", "semi_supervised_vae --mode=gs", "bit_vector_vae --mode=sparsemap"]
+)
+def test_deterministic_algorithms_alone(name, monkeypatch):
+    """PyTorch raises an error where an algorithm is not."""
+    entry, params = command(name)
+    train = importlib.import_module(f"egg_sparse.zoo.{entry}.train")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        final = train.main([*params, "--n_epochs=1", "--deterministic", "--random_seed=3", "--out=run"])
+        assert final["mode"] == "final"
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_one_seed_draws_the_same_in_every_epoch():
