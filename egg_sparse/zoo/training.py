@@ -18,6 +18,7 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
+from egg_sparse.estimators import NeuralBaseline, RelaxedWrapper, SymbolGameRelaxed, SymbolGameScoreFunction
 from egg_sparse.zoo import checkpoints, faults, run_folder
 from egg_sparse.zoo.options import Terminated, ZooParser, as_arguments, number, require
 
@@ -49,6 +50,37 @@ def add_gumbel_options(parser: ZooParser, decay: float = 1e-5) -> None:
     option("--temperature_decay", type=not_negative, default=decay, help=f"{rule} (default: {decay})")
     steps = "gs: steps between changes of the temperature"
     option("--temperature_update_freq", type=number(int, at_least=1), default=1000, help=f"{steps} (default: 1000)")
+
+
+BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
+"""Of the VAEs' score function: ``--baseline_type`` -> what ``SymbolGameScoreFunction`` calls it."""
+
+
+def add_baseline_option(parser: ZooParser) -> None:
+    baselines = "running mean, the loss of a second sample, or none"
+    parser.add_argument(
+        "--baseline_type", choices=tuple(BASELINES), default="runavg", help=f"sfe: {baselines} (default: runavg)"
+    )
+
+
+def sampling_game(
+    opts: argparse.Namespace, sampler: Any, receiver: nn.Module, loss: Any, n_inputs: int, **options: Any
+) -> nn.Module:
+    """The game of mode sfe, nvil or gs.
+
+    Args:
+        opts: all options.
+        sampler: of the sender's messages.
+        receiver: plays with them.
+        loss: of the game.
+        n_inputs: features of the sender's input, which NVIL's baseline reads.
+        options: of the game.
+    """
+    if opts.mode == "gs":
+        relaxed = RelaxedWrapper(sampler, opts.gs_tau, straight_through=opts.straight_through)
+        return SymbolGameRelaxed(relaxed, receiver, loss, **options)
+    baseline = NeuralBaseline(n_inputs) if opts.mode == "nvil" else BASELINES[opts.baseline_type]
+    return SymbolGameScoreFunction(sampler, receiver, loss, baseline, **options)
 
 
 def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:

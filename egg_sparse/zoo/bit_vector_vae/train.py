@@ -14,13 +14,7 @@ from torch import nn
 
 from egg_sparse import SparseMAPBitVectorWrapper, SymbolGameMarg, TopKSparsemaxWrapper, host
 from egg_sparse.callbacks import EntropyCoefficientUpdater, StepTemperature, TemperatureSchedule
-from egg_sparse.estimators import (
-    BitVectorSampler,
-    NeuralBaseline,
-    RelaxedWrapper,
-    SymbolGameRelaxed,
-    SymbolGameScoreFunction,
-)
+from egg_sparse.estimators import BitVectorSampler, RelaxedWrapper
 from egg_sparse.mappings.sparsemap import DECOMPOSITIONS
 from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.bit_vector_vae import data
@@ -33,7 +27,6 @@ core = host.core
 PROG = "egg_sparse.zoo.bit_vector_vae"
 MODES = ("sparsemap", "topksparse", "sfe", "nvil", "gs")
 SPARSE = ("sparsemap", "topksparse")
-BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
 EVALUATION_SEED = 20201208
 EVALUATION_BATCH = 100
 
@@ -75,8 +68,7 @@ def build_parser() -> ZooParser:
     start = "what that coefficient is at first, falling on a line for --entropy_warmup epochs"
     option("--entropy_start", type=not_negative, default=10.0, help=f"{start} (default: 10)")
     option("--entropy_warmup", type=number(int, at_least=0), default=0, help="epochs until then (default: 0)")
-    baselines = "running mean, the loss of a second sample, or none"
-    option("--baseline_type", choices=tuple(BASELINES), default="runavg", help=f"sfe: {baselines} (default: runavg)")
+    training.add_baseline_option(parser)
     training.add_gumbel_options(parser)
     sources = "scikit-learn's digits, or torchvision's images"
     option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
@@ -180,12 +172,7 @@ def build_vae(opts: argparse.Namespace, n_pixels: int, n_levels: int) -> VAE:
         game = SymbolGameMarg(sender, generator, loss, **gathered, **options)
     else:
         sampler = BitVectorSampler(inference, opts.temperature)
-        if opts.mode == "gs":
-            relaxed = RelaxedWrapper(sampler, opts.gs_tau, opts.straight_through)
-            game = SymbolGameRelaxed(relaxed, generator, loss, evaluation="sampled", **options)
-        else:
-            baseline = NeuralBaseline(n_pixels) if opts.mode == "nvil" else BASELINES[opts.baseline_type]
-            game = SymbolGameScoreFunction(sampler, generator, loss, baseline, evaluation="sampled", **options)
+        game = training.sampling_game(opts, sampler, generator, loss, n_pixels, evaluation="sampled", **options)
     return VAE(game, inference, generator, opts.latent_size, opts.validation_nll_samples, opts.nll)
 
 

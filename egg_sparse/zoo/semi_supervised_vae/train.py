@@ -15,13 +15,7 @@ from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import EpochSetter, StepTemperature
-from egg_sparse.estimators import (
-    NeuralBaseline,
-    RelaxedWrapper,
-    SymbolGameRelaxed,
-    SymbolGameScoreFunction,
-    SymbolSampler,
-)
+from egg_sparse.estimators import SymbolSampler
 from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.options import ZooParser, number
 from egg_sparse.zoo.semi_supervised_vae import data
@@ -32,7 +26,6 @@ core = host.core
 PROG = "egg_sparse.zoo.semi_supervised_vae"
 MODES = ("marg", "sfe", "nvil", "sumsample", "gs")
 NORMALIZERS = ("sparsemax", "softmax", "entmax15")
-BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
 WARM_START_EPOCHS = {"digits": 150, "mnist": 100}
 N_CLASSES = 10
 EVALUATION_SEED = 20201207
@@ -64,8 +57,7 @@ def build_parser() -> ZooParser:
     option("--entropy_coeff", type=not_negative, default=1.0, help=f"{entropy} (default: 1)")
     summed = "classes that are summed exactly, beside a sampled one"
     option("--topk", type=count, default=1, help=f"sumsample: {summed} (default: 1)")
-    baselines = "running mean, the loss of a second sample, or none"
-    option("--baseline_type", choices=tuple(BASELINES), default="runavg", help=f"sfe: {baselines} (default: runavg)")
+    training.add_baseline_option(parser)
     training.add_gumbel_options(parser, decay=1e-4)
     option("--temperature", type=number(float, above=0), default=1.0, help="the sender's scores are divided by it")
     sources = "scikit-learn's digits, or torchvision's MNIST with the paper's split"
@@ -199,15 +191,9 @@ def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGam
         sender = SparsemaxWrapper(classifier, opts.normalizer, temperature=opts.temperature)
         max_support = opts.topk if opts.mode == "sumsample" else None
         game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", max_support=max_support, **options)
-    elif opts.mode == "gs":
-        relaxed = RelaxedWrapper(
-            SymbolSampler(classifier, opts.temperature), opts.gs_tau, straight_through=opts.straight_through
-        )
-        game = SymbolGameRelaxed(relaxed, vae, elbo_loss, **options)
     else:
-        baseline = NeuralBaseline(n_pixels) if opts.mode == "nvil" else BASELINES[opts.baseline_type]
         sampler = SymbolSampler(classifier, opts.temperature)
-        game = SymbolGameScoreFunction(sampler, vae, elbo_loss, baseline, **options)
+        game = training.sampling_game(opts, sampler, vae, elbo_loss, n_pixels, **options)
     loss = classification_loss(opts.normalizer)
     weight = len(split.unlabeled) / len(split.labeled)
     return SemiSupervisedGame(game, classifier, vae, loss, weight, opts.labeled_only)
