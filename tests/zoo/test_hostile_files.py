@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import struct
 import zipfile
 
@@ -232,6 +233,31 @@ class TestArchives:
 
 
 class TestPickles:
+    @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+    def test_fewer_elements_than_declared(self, tmp_path, protocol):
+        """NumPy itself would read beyond the list, and crash."""
+        whole = pickle.dumps(np.array(LABELS, dtype=object), protocol)
+        declared = {0: b"I20\n", 2: b"K\x14", 4: b"K\x14", 5: b"K\x14"}[protocol]
+        assert whole.count(declared) == 1
+        path = tmp_path / "labels.objects"
+        path.write_bytes(whole.replace(declared, declared.replace(b"20", b"90").replace(b"\x14", b"\x5a")))
+        with pytest.raises(ValueError, match=r"it has an array of shape \(90,\) with 20 elements"):
+            data._unpickle(path)
+
+    def test_ten_bytes_that_take_gigabytes(self, tmp_path):
+        """The memo's entry of number 2^28: the C unpickler makes room for all before it."""
+        path = tmp_path / "labels.objects"
+        path.write_bytes(b"\x80\x04]r\xff\xff\xff\x0f.")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert data._unpickle(path).tolist() == []
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+    def test_what_reads_it_stays_as_it_is(self, tmp_path):
+        path = tmp_path / "labels.objects"
+        path.write_bytes(b"\x80\x02cnumpy\ndtype\n}U\x05buildNsb.")
+        with pytest.raises(ValueError, match="it changes what it is read with"):
+            data._unpickle(path)
+
     def test_a_list_that_would_fill_any_memory(self, tmp_path):
         """Ten lists of ten lists and so on, each written once: 10^12 elements as an array."""
         bomb = ["a"]
@@ -239,7 +265,7 @@ class TestPickles:
             bomb = [bomb] * 10
         path = tmp_path / "labels.objects"
         path.write_bytes(pickle.dumps(bomb))
-        with pytest.raises(ValueError, match="must hold a list of integers or strings"):
+        with pytest.raises(ValueError, match="it must hold strings alone, or integers alone"):
             data._unpickle(path)
 
     def test_fuzz(self, tmp_path, marker):

@@ -222,7 +222,7 @@ class TestData:
             ({"features": np.zeros((3, 7))}, r"must have shape \(60, n_features\)"),
             ({"features": np.zeros(60)}, r"must have shape \(60, n_features\)"),
             ({"labels": {"a": 1}}, "must hold an array or a list, got dict"),
-            ({"labels": np.array([b"a", 3] * 30, dtype=object)}, "labels must be integers or strings"),
+            ({"labels": np.array(["a", 3] * 30, dtype=object)}, "it must hold strings alone, or integers alone"),
             ({"paths": ["one.jpg"]}, "60 labels but 1 paths"),
         ]
         for number, (contents, error) in enumerate(cases):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import pickle
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 
 from egg_sparse.zoo import images as grey_images
 from egg_sparse.zoo.options import require
+from egg_sparse.zoo.signal_game import pickled_arrays
 
 SOURCES = ("digits", "imagenet", "npz", *grey_images.TORCHVISION)
 _SPLIT_SEED = 20200724  # of the split into train, validation and test images, which no --random_seed changes
@@ -259,51 +259,13 @@ def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     return _check(features, labels, str(path))
 
 
-_ARRAY_BUILDERS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-}
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads pickled numpy arrays, strings, numbers and containers of them; refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module.replace("numpy._core.", "numpy.core."), name) in _ARRAY_BUILDERS:
-            internals: Any = np._core if hasattr(np, "_core") else np.core
-            return getattr(getattr(internals, module.rsplit(".", 1)[1]), name)
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _encode_latin1
-        raise pickle.UnpicklingError(f"it contains {module}.{name}, which is neither an array nor a string")
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 pickles bytes under the old protocols; no other codec is let in."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("it contains an encoded text other than latin1")
-    return text.encode("latin1")
-
-
 def _unpickle(path: pathlib.Path) -> np.ndarray:
     try:
-        with path.open("rb") as file:
-            values = ArrayUnpickler(file).load()
+        return pickled_arrays.load(path.read_bytes())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--root: there is no file {path}") from error
     except Exception as error:  # a damaged pickle raises almost anything
         raise ValueError(f"--root: {path} is refused: {error or type(error).__name__}") from error
-    if not isinstance(values, (np.ndarray, list, tuple)):
-        raise ValueError(f"--root: {path} must hold an array or a list, got {type(values).__name__}")
-    if not isinstance(values, np.ndarray) and not all(isinstance(value, (str, int, np.integer)) for value in values):
-        # lists of lists, each of the same one again and again, would fill any memory as an array
-        raise ValueError(f"--root: {path} must hold a list of integers or strings")
-    array = np.asarray(values)
-    if array.dtype == object and all(isinstance(value, str) for value in array.ravel()):
-        array = array.astype(str)
-    return array
 
 
 def _imagenet_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
