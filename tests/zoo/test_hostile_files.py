@@ -252,6 +252,13 @@ class TestPickles:
         assert data._unpickle(path).tolist() == []
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
+    def test_one_long_string(self, tmp_path):
+        """As an array every string takes as much memory as the longest: here 40 GB."""
+        path = tmp_path / "labels.objects"
+        path.write_bytes(pickle.dumps([*(LABELS * 5000), "a" * 100_000]))
+        with pytest.raises(ValueError, match="it has a string that is far longer than the others"):
+            data._unpickle(path)
+
     def test_what_reads_it_stays_as_it_is(self, tmp_path):
         path = tmp_path / "labels.objects"
         path.write_bytes(b"\x80\x02cnumpy\ndtype\n}U\x05buildNsb.")

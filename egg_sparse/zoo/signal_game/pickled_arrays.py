@@ -97,6 +97,8 @@ def _of_elements(elements: Any, shape: tuple[int, ...], order: Any = "C") -> np.
     if len(kinds) > 1 or not kinds <= {str, int}:
         # lists of lists, each of the same one again and again, would fill any memory as an array
         raise pickle.UnpicklingError("it must hold strings alone, or integers alone")
+    if kinds == {str} and len(elements) * max(map(len, elements)) > 100 * sum(len(text) + 1 for text in elements):
+        raise pickle.UnpicklingError("it has a string that is far longer than the others")  # an array pads all to it
     if len(elements) != math.prod(shape):
         raise pickle.UnpicklingError(f"it has an array of shape {shape} with {len(elements)} elements")
     return np.array(elements).reshape(shape, order=order)
