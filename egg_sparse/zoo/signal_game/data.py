@@ -222,7 +222,8 @@ def _check(features: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarr
         raise ValueError(f"{where}: labels must be integers or strings of shape (n,), got {_describe(labels)}")
     if len(features) != len(labels) or not features.size:
         raise ValueError(f"{where}: there must be a label for every image, got {len(labels)} for {len(features)}")
-    features = features.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is infinite in float32 is refused
+        features = features.astype(np.float32)
     if not np.isfinite(features).all():
         raise ValueError(f"{where}: features must be finite, some are NaN or infinite")
     return features, labels
