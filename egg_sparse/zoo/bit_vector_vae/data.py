@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from egg_sparse.zoo import images
-from egg_sparse.zoo.images import GreyImages, part_of
+from egg_sparse.zoo.images import EpochLoader, GreyImages, part_of
 
 SOURCES = ("digits", *images.TORCHVISION)
 PAPERS_TRAINING = 55_000
@@ -45,17 +45,12 @@ def load(source: str, data_root: str) -> Split:
     )
 
 
-class ImageLoader:
+class ImageLoader(EpochLoader):
     """Batches (grey levels in [0, 1], grey levels as integers), ``(B, n_pixels)`` each.
-
-    The order of epoch e depends on (seed, e) alone.
 
     Args:
         source: the images.
-        batch_size: examples per batch; the last one may be smaller.
-        seed: of the order.
-        fixed: every epoch brings the images in their own order, as for validation and test.
-        part: (i, n), for the i-th of n processes: its part of every batch.
+        batch_size, seed, fixed, part: see :class:`EpochLoader`.
     """
 
     def __init__(
@@ -66,28 +61,11 @@ class ImageLoader:
         fixed: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> None:
+        super().__init__(len(source), batch_size, seed, fixed, part)
         self.source = source
         self.pixels = torch.from_numpy(source.pixels)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.fixed = fixed
-        self.part = part
-        self.epoch = 1
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is, counted from 1; it counts on by itself."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.source), self.batch_size)
-        return whole + (rest >= self.part[1])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = np.arange(len(self.source))
-        if not self.fixed:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(order))
-        self.epoch += 1
-        for index in range(len(self)):
-            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
-            pixels = self.pixels[torch.from_numpy(part_of(batch, self.part))]
+        for _, _, chosen in self._batches():
+            pixels = self.pixels[torch.from_numpy(part_of(chosen, self.part))]
             yield pixels.float() / (self.source.levels - 1), pixels

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from egg_sparse.zoo import images
-from egg_sparse.zoo.images import GreyImages, part_of
+from egg_sparse.zoo.images import EpochLoader, GreyImages, part_of
 
 SOURCES = ("digits", "mnist")
 PAPERS_SPLIT_SEED = 351245
@@ -77,19 +77,16 @@ def binarised(pixels: np.ndarray, levels: int, random: np.random.Generator) -> t
     return torch.from_numpy((pixels > random.integers(0, levels - 1, pixels.shape, dtype=np.uint8)).astype(np.float32))
 
 
-class SemiSupervisedLoader:
+class SemiSupervisedLoader(EpochLoader):
     """Batches (images, classes, images, labelled batch); the last is a dict of ``images`` and ``classes``.
 
     Pixels are binarised anew for every epoch. Batch i of epoch e depends on (seed, e, i) alone.
 
     Args:
-        unlabeled: what an epoch goes through once, in random order.
-        labeled: the image at position i of this order comes with labelled image i modulo their number, as in the
+        unlabeled: what an epoch goes through once.
+        labeled: the image at position i of their order comes with labelled image i modulo their number, as in the
             paper's code; None for no labelled batch.
-        batch_size: examples per batch; the last one may be smaller.
-        seed: of all random numbers.
-        fixed: every epoch brings the same batches in the same order, as for validation and test.
-        part: (i, n), for the i-th of n processes: its part of every batch.
+        batch_size, seed, fixed, part: see :class:`EpochLoader`.
     """
 
     def __init__(
@@ -97,35 +94,17 @@ class SemiSupervisedLoader:
         unlabeled: GreyImages,
         labeled: GreyImages | None,
         batch_size: int,
-        seed: int,
+        seed: int = 0,
         fixed: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> None:
+        super().__init__(len(unlabeled), batch_size, seed, fixed, part)
         self.unlabeled = unlabeled
         self.labeled = labeled
-        self.batch_size = batch_size
-        self.seed = seed
-        self.fixed = fixed
-        self.part = part
-        self.epoch = 1
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is, counted from 1; it counts on by itself."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.unlabeled), self.batch_size)
-        return whole + (rest >= self.part[1])
 
     def __iter__(self) -> Iterator[tuple]:
-        epoch = 0 if self.fixed else self.epoch
-        self.epoch += 1
-        order = np.arange(len(self.unlabeled))
-        if not self.fixed:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(order))
-        for index in range(len(self)):
+        for epoch, index, chosen in self._batches():
             random = np.random.default_rng([self.seed, epoch, index])
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             pixels, classes = self._batch(self.unlabeled, chosen, random)
             if self.labeled is None:
                 yield pixels, classes, pixels
