@@ -99,7 +99,7 @@ class _SamplerWrapper(ScoringWrapper):
     def forward(self, *args: Any, **kwargs: Any) -> Symbols | BitVectors:
         scores = self._scores(*args, **kwargs)
         check_scores(scores, self._columns)
-        synchronise_finite(scores.detach(), scores.new_zeros(()))
+        synchronise_finite(scores.detach())
         return self._family(scores)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from egg_sparse.mappings.arrays import Array, as_tensor, native, numbers
+
 _POSITION = 2**32 - 1
 
 
@@ -24,28 +26,29 @@ def ascending(values: torch.Tensor, n: int | None = None) -> torch.Tensor:
         >>> ascending(torch.tensor([[0.5, 0.0, 0.5, 0.25]]))
         tensor([[1, 3, 0, 2]])
     """
-    return _order(values, n, 1)
+    return as_tensor(order(native(values), n))
 
 
 def descending(values: torch.Tensor, n: int | None = None) -> torch.Tensor:
     """Positions of the largest values of every row, in descending order; else as :func:`ascending`."""
-    return _order(values, n, -1)
+    return as_tensor(order(native(values), n, -1))
 
 
-def _order(values: torch.Tensor, n: int | None, sign: int) -> torch.Tensor:
-    values = values.detach()
+def order(values: Array, n: int | None = None, sign: int = 1) -> Array:
+    """:func:`ascending` for sign 1, :func:`descending` for -1, of arrays or tensors."""
     n_values = values.shape[1]
     n = n_values if n is None else n
-    on_cpu = values.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(values)
-    if values.dtype == torch.float32 and (on_cpu or 2 * n <= n_values):
-        # The bits of non-negative floats are ordered as they are; with the position below them no two are equal.
-        position = torch.arange(n_values, device=values.device)
-        keys = torch.add(position, values.abs().view(torch.int32), alpha=sign * 2**32)
-        if on_cpu:
-            keys = torch.from_numpy(np.sort(keys.numpy(), axis=1))[:, :n]
-        else:
-            keys = keys.topk(n, dim=1, largest=False).values
-        return keys.bitwise_and(_POSITION)
+    on_cpu = isinstance(values, np.ndarray)
+    # The bits of non-negative floats are ordered as they are; with the position below them no two are equal.
+    if on_cpu and values.dtype == np.float32:
+        keys = abs(values).view(np.int32).astype(np.int64)
+        keys *= sign * 2**32
+        keys += numbers(n_values, values)
+        keys.sort(axis=1)
+        return keys[:, :n] & _POSITION
     if on_cpu:
-        return torch.from_numpy(np.argsort(sign * values.numpy(), axis=1, kind="stable")[:, :n])
+        return np.argsort(sign * values, axis=1, kind="stable")[:, :n]
+    if values.dtype == torch.float32 and 2 * n <= n_values:
+        keys = torch.add(numbers(n_values, values), values.abs().view(torch.int32), alpha=sign * 2**32)
+        return keys.topk(n, dim=1, largest=False).values.bitwise_and(_POSITION)
     return values.sort(dim=1, stable=True, descending=sign < 0).indices[:, :n]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+
+from egg_sparse.mappings.arrays import native
 
 
 class NotFiniteError(ValueError):
@@ -44,12 +47,21 @@ def result_type(scores: torch.Tensor) -> torch.dtype:
     return scores.dtype
 
 
-def synchronise_finite(x: torch.Tensor, number: torch.Tensor) -> int:
-    """The number, zero-dimensional, on the host; fewer steps than :func:`synchronise` where all of x is finite.
+def synchronise_finite(x: torch.Tensor, number: torch.Tensor | None = None) -> int:
+    """The number, a zero-dimensional tensor, on the host; fewer steps than :func:`synchronise` where x is finite.
+
+    With None it is 0, and on the CPU there is no step of PyTorch's at all.
 
     Raises:
         ValueError: scores x are not.
     """
+    if number is None:
+        values = native(x)
+        if isinstance(values, np.ndarray):
+            if not np.isfinite(values).all():
+                synchronise(torch.isfinite(x))
+            return 0
+        number = x.new_zeros(())
     found = (number + 0 * x.sum()).item()  # NaN if a score is not finite, or if the sum of finite ones overflows
     if math.isfinite(found):
         return int(found)

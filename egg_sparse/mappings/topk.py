@@ -10,12 +10,14 @@ list (17 for k = 10, 474 for k = 100), so that one sort, one matrix product and 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.order import ascending
+from egg_sparse.mappings.arrays import Array, as_tensor, cast, native, take
+from egg_sparse.mappings.order import order
 from egg_sparse.mappings.scores import check_scores, result_type, synchronise_finite
 
 
@@ -53,13 +55,16 @@ def flip_candidates(k: int, n_bits: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _candidates_on(device: torch.device, k: int, n_bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _candidates_on(device: torch.device, with_numpy: bool, k: int, n_bits: int) -> tuple[Array, Array]:
     """The candidates (C, R) as float32, and their transpose as the factor of a matrix product.
 
     The product is of float64, which no setting of float32_matmul_precision makes less exact.
     """
     candidates = torch.from_numpy(flip_candidates(k, n_bits)).to(device)
-    return candidates.float(), candidates.t().to(torch.float32 if device.type == "mps" else torch.float64)
+    factor = candidates.t().to(torch.float32 if device.type == "mps" else torch.float64)
+    if with_numpy:
+        return candidates.float().numpy(), factor.numpy()
+    return candidates.float(), factor
 
 
 def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,10 +91,9 @@ def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.
         [3.0, 2.5, 2.0]
     """
     x = _prepare(scores, k)
-    with torch.autocast(scores.device.type, enabled=False):
-        synchronise_finite(x.detach(), x.new_zeros(()))
-        flips = _CheapestFlips(x, k)
-        values = x.clamp(min=0).sum(1) - flips.costs.t()
+    synchronise_finite(x.detach())
+    flips = _CheapestFlips(x, k)
+    values = x.clamp(min=0).sum(1) - flips.costs.t()
     dtype = result_type(scores)
     return flips.vectors(flips.costs.shape[1], dtype), values.to(dtype)
 
@@ -121,9 +125,10 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
     Source: Correia et al. (NeurIPS 2020), section 4.1.
     """
     x = _prepare(scores, k)
-    with torch.autocast(scores.device.type, enabled=False):
-        flips = _CheapestFlips(x, k)
-        probs = _sparsemax_of_sorted(-flips.costs)  # the score of the best bit-vector, common to all, changes nothing
+    if x.device.type == "cpu":
+        synchronise_finite(x.detach())
+    flips = _CheapestFlips(x, k)
+    probs = _sparsemax_of_sorted(-flips.costs)  # the score of the best bit-vector, common to all, changes nothing
     probs = probs.to(result_type(scores))
     positive = probs.detach() > 0
     rows = 1
@@ -157,22 +162,44 @@ def check_k(k: int) -> None:
 
 
 class _CheapestFlips:
-    """The up to k cheapest sets of bits to flip in 1[x > 0], for every example: ``costs`` (B, K), ascending."""
+    """The up to k cheapest sets of bits to flip in 1[x > 0], for every example."""
 
     def __init__(self, x: torch.Tensor, k: int) -> None:
-        candidates, factor = _candidates_on(x.device, k, x.shape[1])
-        # numbers at once: PyTorch is slow at making numbers of booleans
-        self.bits = torch.gt(x.detach(), 0, out=torch.empty_like(x))
-        magnitude = torch.where(x > 0, x, -x)  # |x|, with a gradient of -1 where x is 0, at which the bit is off
-        self.positions = ascending(magnitude, candidates.shape[1])
-        costs = magnitude.gather(1, self.positions).to(factor.dtype) @ factor
-        chosen = ascending(costs, k)
-        self.costs = costs.gather(1, chosen).to(x.dtype)
-        self._chosen, self._candidates = chosen, candidates
+        scores = native(x)
+        candidates, factor = _candidates_on(x.device, isinstance(scores, np.ndarray), k, x.shape[1])
+        magnitudes = abs(scores)
+        positions = order(magnitudes, candidates.shape[1])
+        costs = cast(cast(take(magnitudes, positions), factor) @ factor, scores)
+        chosen = order(costs, k)
+        self._candidates, self._chosen = candidates, chosen
+        self._bits, self._positions = as_tensor(cast(scores > 0, scores)), as_tensor(positions)
+        #: ``(B, K)``, ascending; differentiable
+        self.costs = as_tensor(take(costs, chosen))
+        if x.requires_grad:
+            self.costs = _Costs.apply(x, self.costs, self._bits, self._positions, as_tensor(chosen), as_tensor(factor))
 
     def vectors(self, rows: int, dtype: torch.dtype) -> torch.Tensor:
         """The bit-vectors ``(rows, B, D)`` after the ``rows`` cheapest flips."""
-        flipped = self._candidates[self._chosen[:, :rows].t()]
-        values = (flipped.to(self.bits.dtype) - self.bits.gather(1, self.positions)).abs_()
-        vectors = self.bits.expand(rows, -1, -1).clone(memory_format=torch.contiguous_format)
-        return vectors.scatter_(2, self.positions.expand(rows, -1, -1), values).to(dtype)
+        flips = as_tensor(self._candidates[self._chosen[:, :rows]]).to(self._bits.dtype).transpose(0, 1)
+        values = (flips - self._bits.gather(1, self._positions)).abs_()
+        vectors = self._bits.expand(rows, -1, -1).clone(memory_format=torch.contiguous_format)
+        return vectors.scatter_(2, self._positions.expand(rows, -1, -1), values).to(dtype)
+
+
+class _Costs(torch.autograd.Function):
+    """Sums of the |x| that are flipped, with the gradient of |x| at 0 that of a bit that is off, -1."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, costs: torch.Tensor, *of_backward: torch.Tensor) -> torch.Tensor:
+        return costs.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_costs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        bits, positions, chosen, factor = ctx.saved_tensors
+        of_candidates = factor.new_zeros(len(chosen), factor.shape[1]).scatter(1, chosen, grad_costs.to(factor.dtype))
+        of_magnitudes = torch.zeros_like(bits).scatter(1, positions, (of_candidates @ factor.t()).to(bits.dtype))
+        return of_magnitudes * (2 * bits - 1), None, None, None, None, None
