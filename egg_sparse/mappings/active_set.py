@@ -9,9 +9,15 @@ All that is needed of Z is an oracle: the structure with the highest score, for 
 improves most is the best one for the scores x - 2 mu + 1, and by how much its score there exceeds the mean score is the
 duality gap: mu is optimal if and only if it is 0, and ||mu - mu*||^2 is never above it.
 
-Every example has its own active structures, and K, the inverse of [[0, 1'], [1, G]] with G their Gram matrix, which
-changes by one outer product when a structure enters or leaves. K starts with row and column 0 of the constraint that
-probabilities sum to 1; those of unused slots are 0, so that examples with fewer structures need no masks.
+In what follows the problem is halved: max_p sum_z p_z (<(x + 1) / 2, z> + extra(z) / 2) - 1/2 ||mu||^2, less a
+constant. Every example has its own active structures, and K, the inverse of [[0, 1'], [1, G]] with G their Gram matrix,
+whose row and column 0 are those of the constraint that probabilities sum to 1. It is kept as
+
+    K = [[b_0, b'], [b, 0]] + F F'
+
+(``base``, and ``columns`` of F). A structure that enters adds a column to F: that is as exact as a Cholesky factor, and
+little to compute. One that leaves takes its row f out of F, F - F f f' / f'f, whereby b changes, which at first is 1
+for the first structure alone. Rows of unused slots are 0, so that examples with fewer structures need no masks.
 """
 
 from __future__ import annotations
@@ -25,6 +31,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.mappings.arrays import Array, as_tensor, cast, module, native, numbers, zeros
+from egg_sparse.mappings.order import order
 from egg_sparse.mappings.scores import check_scores, result_type, synchronise, working_copy
 
 MAX_ITER = 1000
@@ -92,10 +100,10 @@ def sparsemap_active_set(
         x = x.double()
     with torch.autocast(scores.device.type, enabled=False):
         solution = _Solver(x.detach(), oracle).solve(max_iter, tol)
-        values = (solution.structures * x).sum(-1)
+        scores_of_terms = (solution.structures * x).sum(-1)
         if hasattr(oracle, "extra_scores"):
-            values = values + oracle.extra_scores(solution.structures)
-        probs = _OfFixedSupport.apply(values, solution.probs, solution.sensitivities)
+            scores_of_terms = scores_of_terms + oracle.extra_scores(solution.structures)
+        probs = _OfFixedSupport.apply(scores_of_terms, solution.probs, solution.slots, solution.columns)
     dtype = result_type(scores)
     distribution = SparseDistribution(solution.structures.to(dtype), probs.to(dtype), validate_args=False)
     distribution.duality_gap = solution.gap
@@ -112,120 +120,149 @@ def check_stopping(max_iter: int, tol: float) -> None:
         raise ValueError(f"tol must be a finite number of at least 0, got {tol}")
 
 
+def tie(scores: torch.Tensor) -> float:
+    """What scores may differ by for the oracles here to take them as equal.
+
+    At a solution for some of the structures, whole sets of others gain the same. Which of them enters must not depend
+    on how a sum was rounded, or neighbouring scores, and other devices, would get another decomposition.
+    """
+    return 1e-12 if scores.dtype == torch.float64 else 1e-5
+
+
 class _OfFixedSupport(torch.autograd.Function):
     """Probabilities ``(K, B)`` that were solved for, with the gradient of those of a support that stays."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, probs: torch.Tensor, sensitivities: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(sensitivities)
+    def forward(
+        ctx: Any, scores: torch.Tensor, probs: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(probs, slots, columns)
         return probs.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_probs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (sensitivities,) = ctx.saved_tensors
-        return torch.einsum("bij,jb->ib", sensitivities, grad_probs), None, None
+    def backward(ctx: Any, grad_probs: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        probs, slots, columns = ctx.saved_tensors
+        positive = probs.t() > 0
+        of_slots = columns.new_zeros(columns.shape[0], columns.shape[2])
+        of_slots.scatter_add_(1, slots, grad_probs.t() * positive)
+        of_slots = _product(columns.mT, _product(columns, of_slots)) / 2
+        return (of_slots.gather(1, slots) * positive).t(), None, None, None
 
 
 class _Solution(NamedTuple):
-    """Of the whole batch with K first, of N of its examples with N first."""
+    """Of N examples of a batch, or of all."""
 
-    examples: torch.Tensor  # (N,)
-    structures: torch.Tensor  # (K, B, D) or (N, K, D)
-    probs: torch.Tensor  # (K, B) or (N, K)
-    sensitivities: torch.Tensor  # (N, K, K), symmetric: how a probability changes with a structure's score
-    gap: torch.Tensor  # (N,)
+    examples: Array  # (N,)
+    structures: Array  # (N, K, D); in the end (K, B, D)
+    probs: Array  # (N, K); in the end (K, B)
+    slots: Array  # (N, K), of the structures
+    columns: Array  # (N, C, S), of F, without the constraint
+    gap: Array  # (N,)
 
 
 class _Solver:
-    """The active sets of a batch: vectors v = sqrt(2) (z - 1/2), whose Gram matrix is that of the indicators.
-
-    (Up to a constant, which the constraint on the sum of the probabilities takes away.)
-    """
+    """The active sets of a batch."""
 
     def __init__(self, x: torch.Tensor, oracle: Oracle) -> None:
-        self.x, self._oracle = x, oracle
-        self._all, self._all_oracle = x, oracle  # also of the examples that are solved
-        self.examples = torch.arange(len(x), device=x.device)  # those that are not solved
+        self.x = native(x)
+        self.xp = module(self.x)
+        self._oracle = oracle
+        self._has_extra = hasattr(oracle, "extra_scores")
+        self._all, self._all_oracle = self.x, oracle  # also of the examples that are solved
+        self.examples = numbers(len(x), self.x)  # those that are not solved
+        self._numbers = self.examples
         self._solved: list[_Solution] = []
-        self.norm = x.shape[1] / 2  # of every vector, squared
+        self._eps = x.shape[1] * torch.finfo(x.dtype).eps
         self.used = 1
-        self.stalled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self._allocate(32)
-        vectors, extra = self._best(x)
-        if not bool((vectors.abs() == math.sqrt(2) / 2).all()):
+        self.stalled = self.examples < 0
+        self._allocate(min(max(32, x.shape[1]), 64))
+        structures, extra = self._best(self.x)
+        if not bool(((structures == 0) | (structures == 1)).all()):
             raise ValueError("oracle must return structures of zeros and ones")
-        self.vectors[:, 0], self.extra[:, 0], self.probs[:, 0] = vectors, extra, 1
-        self.inverse[:, 0, 0] = -self.norm
-        self.inverse[:, 0, 1] = self.inverse[:, 1, 0] = 1
+        self.structures[:, 0], self.extra[:, 0], self.probs[:, 0] = structures, extra, 1
+        self.base[:, 0], self.base[:, 1] = -structures.sum(1), 1
 
     def _allocate(self, slots: int) -> None:
         batch, n_bits = self.x.shape
-        self.vectors = self.x.new_zeros(batch, slots, n_bits)
-        self.extra = self.x.new_zeros(batch, slots)
-        self.probs = self.x.new_zeros(batch, slots)
-        self.inverse = self.x.new_zeros(batch, slots + 1, slots + 1)
-        self.products = self.x.new_ones(batch, slots + 1)  # with the entering vector; 1 for the constraint
+        self.structures = self._zeros(batch, slots, n_bits)
+        self.extra = self._zeros(batch, slots)
+        self.probs = self._zeros(batch, slots)
+        self.base = self._zeros(batch, slots + 1)
+        self.columns = self._zeros(batch, slots, slots + 1)
+        self.products = self._zeros(batch, slots + 1) + 1  # with the structure that enters; 1 for the constraint
 
-    def _best(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors of the oracle's structures, and the part of their scores that no bit holds."""
-        asked = scores
+    def _zeros(self, *shape: int) -> Array:
+        return zeros(shape, self.x)
+
+    def _dot(self, one: Array, other: Array) -> Array:
+        """The product of every row of one (N, C) with that of the other."""
+        return self.xp.einsum("nc,nc->n", one, other)
+
+    def _best(self, scores: Array) -> tuple[Array, Array]:
+        """The oracle's structures, and the part of their scores that no bit holds: 0.0 if there is none."""
         whole_batch = len(self.examples) < len(self._all) and self._oracle is self._all_oracle
         if whole_batch:
-            asked = self._all.clone()
-            asked[self.examples] = scores
-        structures = self._oracle(asked)
-        if not isinstance(structures, torch.Tensor) or structures.shape != asked.shape:
-            got = tuple(structures.shape) if isinstance(structures, torch.Tensor) else type(structures).__name__
+            asked_of_all = self._all + 0
+            asked_of_all[self.examples] = scores
+            scores = asked_of_all
+        asked = as_tensor(scores)
+        found = self._oracle(asked)
+        if not isinstance(found, torch.Tensor) or found.shape != asked.shape:
+            got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
             raise ValueError(f"oracle must return structures of the scores' shape {tuple(asked.shape)}, got {got}")
-        structures = structures.to(scores.dtype)
-        extra = scores.new_zeros(len(asked))
-        if hasattr(self._oracle, "extra_scores"):
-            of_structures = self._oracle.extra_scores(structures[None])
-            if of_structures.shape != (1, len(asked)):
+        if found.dtype != asked.dtype:
+            found = found.to(asked.dtype)
+        structures: Array = native(found)
+        extra: Array = 0.0
+        if self._has_extra:
+            of_found = self._oracle.extra_scores(found[None])  # type: ignore[attr-defined]
+            if of_found.shape != (1, len(asked)):
                 raise ValueError(
                     f"extra_scores must return (K, B) = {(1, len(asked))} for structures of shape "
-                    f"{(1, *asked.shape)}, got {tuple(of_structures.shape)}"
+                    f"{(1, *asked.shape)}, got {tuple(of_found.shape)}"
                 )
-            extra = of_structures[0].detach()
+            extra = native(of_found[0].detach().to(asked.dtype))
         if whole_batch:
-            structures, extra = structures[self.examples], extra[self.examples]
-        return (structures - 0.5) * math.sqrt(2), extra
+            structures, extra = structures[self.examples], extra[self.examples] if self._has_extra else 0.0
+        return structures, extra
 
     @torch.no_grad()
     def solve(self, max_iter: int, tol: float) -> _Solution:
-        rounding = self.x.abs().sum(1) + self.extra[:, 0].abs()
-        tolerance = tol + 16 * torch.finfo(self.x.dtype).eps * rounding
+        rounding = abs(self.x).sum(1) + abs(self.extra[:, 0])
+        tolerance = tol + 16 * float(self.xp.finfo(self.x.dtype).eps) * rounding
         largest_gap = 0.0
         unsettled = None  # examples whose probabilities are not optimal for their active set; None if there are none
         for iteration in range(max_iter + 1):
             n = self.used
-            center = torch.bmm(self.probs[:, None, :n], self.vectors[:, :n])[:, 0]
-            gradient = torch.sub(self.x, center, alpha=math.sqrt(2))
-            vector, extra = self._best(gradient)
-            gap = ((vector - center) * gradient).sum(1) * math.sqrt(0.5)
-            gap += extra - (self.probs[:, :n] * self.extra[:, :n]).sum(1)
+            mean = _product(self.structures[:, :n].swapaxes(1, 2), self.probs[:, :n])
+            gradient = self.x - 2 * mean + 1
+            structure, extra = self._best(gradient)
+            gap = self._dot(structure - mean, gradient)
+            if self._has_extra:
+                gap += extra - self._dot(self.probs[:, :n], self.extra[:, :n])
             enters = (gap > tolerance) & ~self.stalled
             moves = enters
             if unsettled is not None:
                 enters = enters & ~unsettled
                 moves = enters | unsettled
             n_moves = int(moves.sum())
-            if n_moves <= len(moves) // 2 or iteration == max_iter:
+            worth_leaving_out = n_moves <= len(moves) // 2 and self.structures[:, :n].nbytes > 1_000_000
+            if not n_moves or iteration == max_iter or worth_leaving_out:
                 stays = moves & (iteration < max_iter)
-                solved = (~stays).nonzero()[:, 0]
-                if len(solved):
-                    largest_gap = max(largest_gap, float((gap - tolerance)[solved].max()) + tol)
-                    self._solved.append(self._solution(solved, gap[solved]))
+                solved = ~stays
+                if len(gap):
+                    largest_gap = max(largest_gap, tol + float((gap - tolerance)[solved].max()))
+                self._solved.append(self._solution(solved, gap[solved]))
                 if iteration == max_iter or not n_moves:
                     break
-                kept = stays.nonzero()[:, 0]
-                self._keep(kept)
-                vector, extra, gap, tolerance, enters, moves = (
-                    of_example[kept] for of_example in (vector, extra, gap, tolerance, enters, moves)
+                self._keep(stays)
+                structure, gap, tolerance, enters, moves = (
+                    of_example[stays] for of_example in (structure, gap, tolerance, enters, moves)
                 )
-                unsettled = None if unsettled is None else unsettled[kept]
-            unsettled = self._step(vector, extra, gap, enters, moves, unsettled)
+                extra = extra[stays] if self._has_extra else 0.0
+                unsettled = None if unsettled is None else unsettled[stays]
+            unsettled = self._step(structure, extra, gap, enters, moves, unsettled)
         if largest_gap > tol:
             warnings.warn(
                 f"the active set stopped after {iteration} of max_iter={max_iter} iterations with a duality gap of "
@@ -237,126 +274,175 @@ class _Solver:
 
     def _step(
         self,
-        vector: torch.Tensor,
-        extra: torch.Tensor,
-        gap: torch.Tensor,
-        enters: torch.Tensor,
-        moves: torch.Tensor,
-        unsettled: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+        structure: Array,
+        extra: Array,
+        gap: Array,
+        enters: Array,
+        moves: Array,
+        unsettled: Array | None,
+    ) -> Array | None:
         """Moves probabilities towards what is optimal, until one reaches 0; returns where that was before the end."""
         self._make_room()
         n = self.used
-        probs, inverse, products = self.probs[:, :n], self.inverse[:, : n + 1, : n + 1], self.products[:, : n + 1]
-        products[:, 1:] = torch.bmm(self.vectors[:, :n], vector[:, :, None])[..., 0]
-        weights = torch.bmm(inverse, products[:, :, None])[..., 0]  # of the projection on the active set's affine hull
-        distance = self.norm - (products * weights).sum(1)  # squared, of the new vector from that hull
-        smallest = self.norm * 1e-8
-        direction, full_step = -weights[:, 1:], gap / distance.clamp(min=0)
+        probs, base, columns = self.probs[:, :n], self.base[:, : n + 1], self.columns[:, :n, : n + 1]
+        products = self.products[:, : n + 1]
+        products[:, 1:] = _product(self.structures[:, :n], structure)
+        norm = structure.sum(1)
+        weights, distance = self._projection(base, columns, products, norm)
+        smallest = 2.5e-9 * structure.shape[1]
+        direction, full_step = -weights[:, 1:], gap / (2 * distance).clip(self._eps)
         if unsettled is not None:
-            values = torch.bmm(self.vectors[:, :n], self.x[:, :, None])[..., 0] * math.sqrt(0.5) + self.extra[:, :n]
-            right = torch.cat((torch.ones_like(values[:, :1]), values), 1)
-            optimum = torch.bmm(inverse, right[:, :, None])[:, 1:, 0]
-            direction = torch.where(unsettled[:, None], optimum - probs, direction)
-            full_step = full_step.masked_fill(unsettled, 1)
-        limit, leaving = torch.where(direction < -1e-12, probs / -direction, math.inf).min(1)
+            values = (_product(self.structures[:, :n], self.x + 1) + self.extra[:, :n]) / 2
+            of_columns = columns[:, :, 0] + _product(columns[:, :, 1:], values)
+            optimum = base[:, 1:] + _product(columns[:, :, 1:].swapaxes(1, 2), of_columns)
+            direction = self.xp.where(unsettled[:, None], optimum - probs, direction)
+            full_step[unsettled] = 1
+        limits = self.xp.where(direction < -1e-12, probs / (-direction).clip(1e-12), math.inf)
+        leaving = limits.argmin(1)
+        limit = limits[self._numbers[: len(limits)], leaving]
         blocked = moves & (limit < full_step)
-        after = weights.gather(1, leaving[:, None] + 1).square() / self._diagonal().gather(1, leaving[:, None])
-        dependent = enters & (torch.where(blocked, distance + after[:, 0], distance) < smallest)
+        rows = self._numbers[: len(blocked)][blocked]
+        after = distance
+        if len(rows):
+            slots = leaving[rows]
+            removed = self.columns[rows, :n, slots + 1]
+            after = distance + 0
+            after[rows] += weights[rows, slots + 1] ** 2 / self._dot(removed, removed)
+        dependent = enters & (after < smallest)
         # its gain is a rounding error: nothing more can be had for this example
         self.stalled |= dependent
         enters, moves, blocked = enters & ~dependent, moves & ~dependent, blocked & ~dependent
-        step = torch.minimum(limit, full_step).where(moves, 0)
-        probs.addcmul_(step[:, None], direction).clamp_(min=0)
+        step = self.xp.where(moves, self.xp.minimum(limit, full_step), 0)
+        probs += step[:, None] * direction
+        probs[probs < 0] = 0
         self.probs[:, n] = step if unsettled is None else step * enters
 
-        rows = blocked.nonzero()[:, 0]
         if len(rows):
-            weights[rows], distance[rows] = self._remove(rows, leaving[rows], products[rows])
-        scale = (enters / distance.clamp(min=smallest)).sqrt()[:, None]
-        change = torch.cat((weights * scale, -scale), 1)
-        self.inverse[:, : n + 2, : n + 2].addcmul_(change[:, :, None], change[:, None])
-        self.vectors[:, n] = vector
+            left = blocked[rows]
+            rows = rows[left]
+            self._remove(rows, slots[left], removed[left])
+            weights[rows], distance[rows] = self._projection(
+                self.base[rows, : n + 1], self.columns[rows, :n, : n + 1], products[rows], norm[rows]
+            )
+        scale = self.xp.sqrt(enters / distance.clip(smallest))
+        self.columns[:, n, : n + 1] = weights * scale[:, None]
+        self.columns[:, n, n + 1] = -scale
+        self.structures[:, n] = structure
         self.extra[:, n] = extra
         self.used += 1
         return blocked if len(rows) else None
 
-    def _remove(
-        self, rows: torch.Tensor, slots: torch.Tensor, products: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes one structure out of each of some examples; returns the new vector's projection on what remains."""
+    def _projection(self, base: Array, columns: Array, products: Array, norm: Array) -> tuple[Array, Array]:
+        """K times the products of a structure: the weights of its projection on the active set's affine hull, after
+        the constraint's multiplier; and its squared distance from that hull.
+        """
+        weights = _product(columns.swapaxes(1, 2), _product(columns, products))
+        weights[:, 0] += self._dot(base, products)
+        weights[:, 1:] += base[:, 1:]
+        return weights, norm - self._dot(products, weights)
+
+    def _remove(self, rows: Array, slots: Array, removed: Array) -> None:
+        """Takes one structure out of each of some examples, given its row of F."""
         n = self.used
-        inverse = self.inverse[rows, : n + 1, : n + 1]
-        some = torch.arange(len(rows), device=rows.device)
-        column = inverse[some, slots + 1]
-        inverse.addcmul_(column[:, :, None], (column / column[some, slots + 1][:, None])[:, None], value=-1)
-        inverse[some, slots + 1] = 0
-        inverse[some, :, slots + 1] = 0
-        self.inverse[rows, : n + 1, : n + 1] = inverse
+        base, columns = self.base[rows, : n + 1], self.columns[rows, :n, : n + 1]
+        numbers = self._numbers[: len(rows)]
+        scaled = removed / self._dot(removed, removed)[:, None]
+        row_of_product = _product(columns.swapaxes(1, 2), scaled)
+        share = base[numbers, slots + 1]
+        base[:, 0] -= share * (row_of_product[:, 0] + share * self._dot(scaled, scaled))
+        base -= share[:, None] * row_of_product
+        columns -= removed[:, :, None] * row_of_product[:, None]
+        base[numbers, slots + 1] = 0
+        columns[numbers, :, slots + 1] = 0
+        self.base[rows, : n + 1], self.columns[rows, :n, : n + 1] = base, columns
         self.probs[rows, slots] = 0
-        weights = torch.bmm(inverse, products[:, :, None])[..., 0]
-        return weights, self.norm - (products * weights).sum(1)
 
     def _make_room(self) -> None:
         """Ensures a free slot: packs the active structures together, and doubles the slots if they are needed."""
         slots = self.probs.shape[1]
         if self.used < slots:
             return
-        active = self._diagonal() + self.inverse[:, 1:, 0].abs() > 0
+        active = (self.columns[:, :, 1:] ** 2).sum(1) + abs(self.base[:, 1:]) > 0
         kept = int(active.sum(1).max())
-        order = active.long().argsort(dim=1, descending=True, stable=True)[:, :kept]
-        batch = torch.arange(len(order), device=order.device)[:, None]
-        vectors, extra, probs = self.vectors[batch, order], self.extra[batch, order], self.probs[batch, order]
+        slots_kept = order(cast(active, self.x), kept, -1)
+        rows = self._numbers[: len(active), None]
+        active, structures = active[rows, slots_kept], self.structures[rows, slots_kept]
+        extra, probs = self.extra[rows, slots_kept], self.probs[rows, slots_kept]
         self._allocate(slots if kept <= slots // 2 else 2 * slots)
-        self.vectors[:, :kept], self.extra[:, :kept], self.probs[:, :kept] = vectors, extra, probs
-        self.inverse[:, : kept + 1, : kept + 1] = self._inverse_of(vectors, active.gather(1, order))
+        self.structures[:, :kept], self.extra[:, :kept], self.probs[:, :kept] = structures, extra, probs
+        self._factorise(active)
         self.used = kept
 
-    def _diagonal(self) -> torch.Tensor:
-        return self.inverse[:, 1:, 1:].diagonal(dim1=1, dim2=2)
+    def _factorise(self, active: Array) -> None:
+        """K from scratch, of which the first slots are active, free of what the many small changes have rounded."""
+        n = active.shape[1]
+        structures = self.structures[:, :n]
+        # relative to the structure in the first slot, which is active
+        gram = structures @ structures.swapaxes(1, 2)
+        norm, with_first = gram[:, 0, 0], gram[:, 1:, 0] - gram[:, :1, 0]
+        gram = gram[:, 1:, 1:] - norm[:, None, None] - with_first[:, :, None] - with_first[:, None]
+        both = active[:, 1:, None] & active[:, None, 1:]
+        others = numbers(n - 1, gram)
+        gram = self.xp.where(both, gram, cast(others[:, None] == others, gram))
+        inverse = self.xp.linalg.inv(self.xp.linalg.cholesky(gram))
+        inverse = self.xp.where(both, inverse, 0)
+        self.base[:, 0], self.base[:, 1] = -norm, 1
+        self.columns[:, : n - 1, 0] = -_product(inverse, with_first)
+        self.columns[:, : n - 1, 1] = -inverse.sum(2)
+        self.columns[:, : n - 1, 2 : n + 1] = inverse
 
-    @staticmethod
-    def _inverse_of(vectors: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """K from scratch, free of what the many small changes have rounded."""
-        batch, slots, _ = vectors.shape
-        system = vectors.new_zeros(batch, slots + 1, slots + 1)
-        vectors = vectors * active[:, :, None]
-        system[:, 1:, 1:] = vectors @ vectors.mT + torch.diag_embed((~active).to(vectors.dtype))
-        system[:, 0, 1:] = system[:, 1:, 0] = active.to(vectors.dtype)
-        inverse = torch.linalg.inv(system)
-        inverse[:, 1:, 1:] *= active[:, :, None] & active[:, None]
-        return inverse
-
-    def _keep(self, rows: torch.Tensor) -> None:
+    def _keep(self, rows: Array) -> None:
         """Leaves out all other examples, which are solved."""
         self.x, self.examples, self.stalled = self.x[rows], self.examples[rows], self.stalled[rows]
-        self.vectors, self.extra, self.probs = self.vectors[rows], self.extra[rows], self.probs[rows]
-        self.inverse, self.products = self.inverse[rows], self.products[rows]
+        self.structures, self.extra, self.probs = self.structures[rows], self.extra[rows], self.probs[rows]
+        self.base, self.columns, self.products = self.base[rows], self.columns[rows], self.products[rows]
         if hasattr(self._all_oracle, "for_examples"):
-            self._oracle = self._all_oracle.for_examples(self.examples)
+            self._oracle = self._all_oracle.for_examples(as_tensor(self.examples))
 
-    def _solution(self, rows: torch.Tensor, gap: torch.Tensor) -> _Solution:
+    def _solution(self, solved: Array, gap: Array) -> _Solution:
         """What is found for some of the examples."""
-        probs = self.probs[rows]
-        probs, slots = probs.topk(int((probs > 0).sum(1).max()), dim=1)
-        probs = probs / probs.sum(1, keepdim=True)
-        rows = rows[:, None]
-        structures = (self.vectors[rows, slots] > 0).to(self.x.dtype)
-        inverse = self.inverse[rows[:, :, None], slots[:, :, None] + 1, slots[:, None] + 1]
-        sensitivities = inverse * (probs > 0)[:, :, None] * (probs > 0)[:, None]
-        return _Solution(self.examples[rows[:, 0]], structures, probs, sensitivities, gap)
+        n = self.used
+        probs = self.probs[solved, :n]
+        n_terms = int((probs > 0).sum(1).max()) if len(probs) else 1
+        slots = order(probs, n_terms, -1)
+        rows = self._numbers[: len(solved)][solved][:, None]
+        probs = self.probs[rows, slots]
+        columns = self.columns[:, :n, 1 : n + 1]
+        return _Solution(
+            self.examples[solved],
+            self.structures[rows, slots],
+            probs / probs.sum(1)[:, None],
+            slots,
+            columns if bool(solved.all()) else columns[solved],
+            gap,
+        )
 
     def _joined(self) -> _Solution:
-        """What is found for all examples, in their order."""
-        batch, n_bits = self._all.shape
-        rows = max((found.probs.shape[1] for found in self._solved), default=1)
-        structures = self._all.new_zeros(rows, batch, n_bits)
-        probs, sensitivities = self._all.new_zeros(rows, batch), self._all.new_zeros(batch, rows, rows)
-        gap = self._all.new_zeros(batch)
-        for found in self._solved:
-            k = found.probs.shape[1]
-            structures[:k, found.examples] = found.structures.transpose(0, 1)
-            probs[:k, found.examples] = found.probs.t()
-            sensitivities[found.examples, :k, :k] = found.sensitivities
-            gap[found.examples] = found.gap
-        return _Solution(self.examples, structures, probs, sensitivities, gap)
+        """What is found for all examples, in their order, as tensors."""
+        solution = self._solved[0]
+        if len(self._solved) > 1:
+            batch, n_bits = self._all.shape
+            n_terms = max(found.probs.shape[1] for found in self._solved)
+            n = max(found.columns.shape[1] for found in self._solved)
+            solution = _Solution(
+                self._numbers,
+                self._zeros(batch, n_terms, n_bits),
+                self._zeros(batch, n_terms),
+                zeros((batch, n_terms), self._numbers),
+                self._zeros(batch, n, n),
+                self._zeros(batch),
+            )
+            for found in self._solved:
+                k, n = found.probs.shape[1], found.columns.shape[1]
+                solution.structures[found.examples, :k] = found.structures
+                solution.probs[found.examples, :k] = found.probs
+                solution.slots[found.examples, :k] = found.slots
+                solution.columns[found.examples, :n, :n] = found.columns
+                solution.gap[found.examples] = found.gap
+        examples, structures, probs, slots, columns, gap = map(as_tensor, solution)
+        return _Solution(examples, structures.transpose(0, 1), probs.t(), slots, columns, gap)
+
+
+def _product(matrices: Array, vectors: Array) -> Array:
+    """(N, R, C) times (N, C)."""
+    return (matrices @ vectors[:, :, None])[:, :, 0]

@@ -10,7 +10,7 @@ import torch
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import lpsmap
-from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set
+from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set, tie
 from egg_sparse.mappings.scores import check_scores, synchronise
 
 
@@ -98,7 +98,8 @@ def viterbi(scores: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
         transitions: ``(B, D - 1)``.
 
     Returns:
-        ``(B, D)`` of zeros and ones, of the scores' type.
+        ``(B, D)`` of zeros and ones, of the scores' type. Of sequences that are equally good, but for rounding, one
+        whose last bits are off.
 
     Example:
         >>> viterbi(torch.tensor([[0.5, -0.5, 0.5]]), torch.tensor([[1.0, 1.0]]))
@@ -119,6 +120,7 @@ def viterbi(scores: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
     off, on = best[0]
 
     # before[e, b, i]: bit i of the best sequence in which bit i + 1 is e; composed until e is that of the last bit
+    off = off + tie(scores)
     off, on, last = off[:, :-1], on[:, :-1], (on[:, -1:] > off[:, -1:]).expand(2, -1, -1)
     before = torch.cat((torch.stack((on > off, on + transitions > off)), last), 2)
     width = 1

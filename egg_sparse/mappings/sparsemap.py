@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import lpsmap
-from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set
-from egg_sparse.mappings.order import ascending, descending
+from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set, tie
+from egg_sparse.mappings.arrays import Array, as_tensor, cast, module, native, numbers, take, zeros
+from egg_sparse.mappings.order import order
 from egg_sparse.mappings.scores import check_scores, result_type, synchronise, synchronise_finite, working_copy
 
 DECOMPOSITIONS = ("systematic", "threshold", "active_set")
@@ -56,8 +58,7 @@ def sparsemap_marginals(scores: torch.Tensor, budget: int | None = None) -> torc
     check_budget(budget)
     x, finite = working_copy(scores)
     synchronise(finite)
-    with torch.autocast(scores.device.type, enabled=False):
-        mu, _ = _marginals(x, budget)
+    mu, _ = _marginals(x, budget)
     return mu.to(result_type(scores))
 
 
@@ -95,41 +96,52 @@ def check_budget(budget: int | None) -> None:
             raise ValueError(f"budget must be at least 0, got {budget}")
 
 
-def _marginals(x: torch.Tensor, budget: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _marginals(x: Array, budget: int | None) -> tuple[Array, Array | None]:
     """The marginals, and for which examples the budget is what limits them (None if for none)."""
-    free = ((x + 1) / 2).clamp(0, 1)
+    free = ((x + 1) / 2).clip(0, 1)
     n_bits = x.shape[1]
     if budget is None or budget >= n_bits:
         return free, None
-    limited = free.detach().sum(1) > budget
+    limited = free.sum(1) > budget
     if budget == 0:
         return free * 0, limited
     # Relative to the budget-th largest score, tau lies in [-1, 1] and only scores in [-2, 2] matter, so that nothing
     # is lost to rounding, whatever the scores' scale.
-    reference = x.detach().topk(budget, dim=1).values[:, -1:]
-    y = (x - reference).clamp(-2, 2)
-    linear, full = _solve_budget(y.detach(), budget)
-    n_linear = linear.sum(1, keepdim=True)
-    tau = ((y + 1) * linear).sum(1, keepdim=True) + 2 * (full.sum(1, keepdim=True) - budget)
-    tau = tau / n_linear.clamp(min=1)
+    y = (x - _largest(x, budget)).clip(-2, 2)
+    linear, full = _solve_budget(native(y), budget)
+    if module(x) is torch:
+        linear, full = as_tensor(linear), as_tensor(full)
+    n_linear = linear.sum(1)[:, None]
+    tau = ((y + 1) * linear).sum(1)[:, None] + cast(2 * (full.sum(1)[:, None] - budget), x)
+    tau = tau / cast(n_linear.clip(1), x)
     # where no bit is in between, tau is anywhere on a plateau
-    mu = torch.where(n_linear > 0, ((y + 1 - tau) / 2).clamp(0, 1), full.to(x.dtype))
-    return torch.where(limited[:, None], mu, free), limited
+    where = module(x).where
+    mu = where(n_linear > 0, ((y + 1 - tau) / 2).clip(0, 1), cast(full, x))
+    return where(limited[:, None], mu, free), limited
 
 
-def _solve_budget(y: torch.Tensor, budget: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _largest(x: Array, n: int) -> Array:
+    """The n-th largest of every row, (B, 1), without gradient."""
+    if module(x) is torch:
+        return x.detach().topk(n, dim=1).values[:, -1:]
+    n_bits = x.shape[1]
+    return np.partition(x, n_bits - n, axis=1)[:, n_bits - n, None]
+
+
+def _solve_budget(y: Array, budget: int) -> tuple[Array, Array]:
     """Which bits are strictly between 0 and 1 at the solution, and which are 1; (B, D) bool."""
     # f(tau) = sum_i clip((y_i + 1 - tau) / 2, 0, 1) has slope -1/2 per bit from y_i - 1 to y_i + 1; all plus 3, so
     # that none is negative
+    xp, n_bits = module(y), y.shape[1]
     begins, ends = y + 2, y + 4
-    breakpoints = torch.cat((begins, ends), 1)
-    order = ascending(breakpoints)
-    breakpoints = breakpoints.gather(1, order)
-    slope = torch.where(order < y.shape[1], -0.5, 0.5).to(y.dtype).cumsum(1)
-    falls = (slope[:, :-1] * breakpoints.diff(dim=1)).cumsum(1)
-    values = y.shape[1] + falls  # f at all breakpoints but the first
-    segment = (values > budget).sum(1, keepdim=True).clamp(max=values.shape[1] - 1)
-    middle = (breakpoints.gather(1, segment) + breakpoints.gather(1, segment + 1)) / 2
+    breakpoints = xp.concatenate((begins, ends), 1)
+    positions = order(breakpoints)
+    breakpoints = take(breakpoints, positions)
+    slope = xp.cumsum(cast(positions >= n_bits, y) - 0.5, 1)
+    falls = xp.cumsum(slope[:, :-1] * (breakpoints[:, 1:] - breakpoints[:, :-1]), 1)
+    # n_bits + falls is f at all breakpoints but the first
+    segment = (falls > budget - n_bits).sum(1)[:, None].clip(0, 2 * n_bits - 2)
+    middle = (take(breakpoints, segment) + take(breakpoints, segment + 1)) / 2
     return (begins < middle) & (ends > middle), begins >= middle
 
 
@@ -192,9 +204,8 @@ def sparsemap_bit_vectors(
         scores = 2 * mu - 1  # whose marginals are mu
     elif decomposition == "active_set":
         return _active_set(scores, budget, max_iter, tol)
-    with torch.autocast(scores.device.type, enabled=False):
-        x = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        probs, messages = _Decomposition.apply(x, budget, decomposition == "systematic")
+    x = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    probs, messages = _Decomposition.apply(x, budget, decomposition == "systematic")
     dtype = result_type(scores)
     return SparseDistribution(messages.to(dtype), probs.to(dtype), validate_args=False)
 
@@ -206,12 +217,12 @@ def _active_set(scores: torch.Tensor, budget: int | None, max_iter: int, tol: fl
     # scores beyond these bounds change nothing but the sums' rounding
     bounded = x.clamp(-2, 2)
     if budget is None or budget >= n_bits:
-        distribution = sparsemap_active_set(bounded, lambda s: (s > 0).to(s.dtype), max_iter, tol)
+        distribution = sparsemap_active_set(bounded, _positive, max_iter, tol)
     else:
 
         def best(bit_scores: torch.Tensor) -> torch.Tensor:
-            values, positions = bit_scores.topk(budget, dim=1)
-            return torch.zeros_like(bit_scores).scatter_(1, positions, (values > 0).to(bit_scores.dtype))
+            positions = (bit_scores / tie(bit_scores)).round_().topk(budget, dim=1).indices
+            return torch.zeros_like(bit_scores).scatter_(1, positions, _positive(bit_scores).gather(1, positions))
 
         if budget > 0:
             # where the budget is what limits, all bit-vectors have as many bits on, and a common shift changes nothing
@@ -224,6 +235,11 @@ def _active_set(scores: torch.Tensor, budget: int | None, max_iter: int, tol: fl
     return distribution
 
 
+def _positive(scores: torch.Tensor) -> torch.Tensor:
+    """1 where scores are positive by more than a tie."""
+    return torch.gt(scores, tie(scores), out=torch.empty_like(scores))
+
+
 class _Decomposition(torch.autograd.Function):
     """Probabilities (K, B) and bit-vectors (K, B, D) of the terms, most probable first.
 
@@ -234,71 +250,85 @@ class _Decomposition(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, budget: int | None, systematic: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = native(x)
+        on_host = isinstance(scores, np.ndarray)
+        if on_host:
+            synchronise_finite(x)  # before NumPy warns
         batch, n_bits = x.shape
-        mu, limited = _marginals(x, budget)
-        if systematic:
-            ends, whole = _laid_end_to_end(mu, limited, budget)
-        else:
-            ends, whole = mu, None
+        mu, limited = _marginals(scores, budget)
+        ends, whole = _laid_end_to_end(mu, limited, budget) if systematic else (mu, None)
         # the edges 0 and 1 of the gaps, around the sorted numbers
-        edges = F.pad(ends, (1, 1))
+        edges = zeros((batch, n_bits + 2), mu)
         edges[:, -1] = 1
-        order = ascending(ends)
-        torch.gather(ends, 1, order, out=edges[:, 1:-1])
-        gaps = edges.diff(dim=1)
+        sorted_bits = order(ends)
+        edges[:, 1:-1] = take(ends, sorted_bits)
+        gaps = edges[:, 1:] - edges[:, :-1]
 
         rows = 1
         if batch:
-            rows = synchronise_finite(x, gaps.sign().sum(1).amax())
-        terms = descending(gaps, rows)
-        probs = gaps.gather(1, terms)
-        starts = edges.gather(1, terms).t().unsqueeze(-1)
-        # compared into numbers, of which a boolean would be a slow copy
-        if whole is None:
-            messages = torch.lt(starts, ends, out=x.new_empty(rows, batch, n_bits))
-        else:
-            passed = torch.lt(starts, F.pad(ends, (1, 0)), out=whole.new_empty(rows, batch, n_bits + 1))
-            messages = (passed[:, :, 1:] - passed[:, :, :-1]).add_(whole).to(x.dtype)
-        ctx.save_for_backward(mu, order, terms)
+            largest = (gaps > 0).sum(1).max()
+            rows = int(largest) if on_host else synchronise_finite(x, largest)
+        terms = order(gaps, rows, -1)
+        probs = as_tensor(take(gaps, terms)).t()
+        messages = _messages(take(edges, terms), ends, whole)
+        ctx.save_for_backward(*map(as_tensor, (mu, sorted_bits, terms)))
         ctx.limited, ctx.systematic = limited, systematic
         ctx.mark_non_differentiable(messages)
         ctx.set_materialize_grads(False)  # one for the messages would take longer than all the rest
-        return probs.t(), messages
+        return probs, messages
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_probs: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, None, None]:
         if grad_probs is None:
             return None, None, None
-        mu, order, terms = ctx.saved_tensors
-        of_gaps = mu.new_zeros(len(mu), mu.shape[1] + 1).scatter_(1, terms, grad_probs.t())
-        grad = torch.empty_like(mu).scatter_(1, order, of_gaps[:, :-1] - of_gaps[:, 1:])
+        mu, sorted_bits, terms = map(native, ctx.saved_tensors)
+        rows = numbers(len(mu), mu)[:, None]
+        of_gaps = zeros((mu.shape[0], mu.shape[1] + 1), mu)
+        of_gaps[rows, terms] = native(grad_probs.t())
+        grad = zeros(mu.shape, mu)
+        grad[rows, sorted_bits] = of_gaps[:, :-1] - of_gaps[:, 1:]
         if ctx.systematic:
-            grad = grad.flip(1).cumsum(1).flip(1)
-        between = torch.addcmul(mu, mu, mu, value=-1).sign_()  # 1 where 0 < mu < 1
-        grad *= between
+            grad = native(as_tensor(grad).flip(1).cumsum(1).flip(1))
+        between = (mu > 0) & (mu < 1)
+        grad = grad * between
         if ctx.limited is not None:
-            shared = grad.sum(1, keepdim=True) / between.sum(1, keepdim=True).clamp_(min=1)
-            grad.addcmul_(between, shared * ctx.limited[:, None], value=-1)
-        return grad.div_(2), None, None
+            shared = grad.sum(1) / cast(between.sum(1).clip(1), mu)
+            grad = grad - between * (shared * ctx.limited)[:, None]
+        return as_tensor(grad / 2), None, None
 
 
-def _laid_end_to_end(
-    mu: torch.Tensor, limited: torch.Tensor | None, budget: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the stretch of each bit ends, as a fraction, and the whole numbers in it, int8.
+def _laid_end_to_end(mu: Array, limited: Array | None, budget: int | None) -> tuple[Array, Array]:
+    """Where the stretch of each bit ends, as a fraction, and the whole numbers in it.
 
     Bit i is on for u if its stretch [end_{i-1}, end_i) holds u plus an integer: floor(end_i) + [u < fraction(end_i)]
     counts the integers n with u + n < end_i, and the bit is the difference of two such counts, 0 or 1.
     """
-    on = mu.floor()  # kept out of the sums, whose rounding could switch them off
-    ends = (mu - on).cumsum(1, dtype=torch.float64)
+    xp = module(mu)
+    on = xp.floor(mu)  # kept out of the sums, whose rounding could switch them off
+    ends = native(as_tensor(mu - on).cumsum(1, dtype=torch.float64))
     if limited is not None and budget is not None:
         # sums that are whole but for rounding would make terms of no weight, and the last one break the budget
-        nearest = ends.round()
-        ends = torch.where((ends - nearest).abs() <= 8 * torch.finfo(mu.dtype).eps, nearest, ends)
-        total = budget - on.sum(1, keepdim=True, dtype=ends.dtype)
-        ends = torch.where(limited[:, None], torch.minimum(ends, total), ends)
-    whole = ends.floor()
-    fractions = ends.sub_(whole).to(mu.dtype)
-    return fractions, on.add_(whole).sub_(F.pad(whole, (1, -1))).to(torch.int8)
+        nearest = xp.round(ends)
+        ends = xp.where(abs(ends - nearest) <= 8 * xp.finfo(mu.dtype).eps, nearest, ends)
+        total = cast(budget - on.sum(1)[:, None], ends)
+        ends = xp.where(limited[:, None], xp.minimum(ends, total), ends)
+    whole = xp.floor(ends)
+    fractions = cast(ends - whole, mu)
+    on += whole
+    on[:, 1:] -= whole[:, :-1]
+    return fractions, on
+
+
+def _messages(of_terms: Array, of_bits: Array, whole: Array | None) -> torch.Tensor:
+    """The bit-vectors (K, B, D) for u from the starts (B, K) of the terms on: where u < end, and with whole numbers the
+    difference of such counts.
+    """
+    batch, n_bits = of_bits.shape
+    starts, ends = as_tensor(of_terms).t().unsqueeze(-1), as_tensor(of_bits)
+    # compared into numbers, of which a boolean would be a slow copy
+    if whole is None:
+        return torch.lt(starts, ends, out=ends.new_empty(len(starts), batch, n_bits))
+    counts = torch.empty(len(starts), batch, n_bits + 1, dtype=torch.int8, device=ends.device)
+    torch.lt(starts, F.pad(ends, (1, 0)), out=counts)
+    return (counts[:, :, 1:] - counts[:, :, :-1]).add_(as_tensor(whole).to(torch.int8)).to(ends.dtype)

@@ -128,19 +128,46 @@ def test_more_structures_than_first_slots():
     torch.testing.assert_close(d.mean, sparsemap_marginals(x), atol=1e-5, rtol=0)
 
 
+def solve(mapping, x, transitions, tol):
+    if mapping == "chain":
+        return sparsemap_chain(x, transitions, tol=tol)
+    return sparsemap_bit_vectors(x, 2 if mapping == "budget" else None, "active_set", tol=tol)
+
+
 @pytest.mark.parametrize("mapping", ["bits", "budget", "chain"])
 def test_gradients(mapping):
-    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    transitions = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    """Of the marginals, and of the expectation of a number per structure, which depends on the decomposition."""
+    numbers, place_values = torch.randn(32, dtype=torch.float64), 2 ** torch.arange(5)
+    for _ in range(5):
+        x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+        transitions = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
 
-    def solved(x, transitions):
-        if mapping == "chain":
-            return sparsemap_chain(x, transitions, tol=1e-14)
-        return sparsemap_bit_vectors(x, 2 if mapping == "budget" else None, "active_set", tol=1e-14)
+        def expectations(x, transitions):
+            d = solve(mapping, x, transitions, 1e-14)
+            of_structures = numbers[(d.messages.detach().long() * place_values).sum(-1)]
+            return d.mean, (d.probs * of_structures).sum(0)
 
-    inputs = (x, transitions) if mapping == "chain" else (x,)
-    for output in ("probs", "mean"):
-        assert torch.autograd.gradcheck(lambda x, t=None, o=output: getattr(solved(x, t), o), inputs)
+        inputs = (x, transitions) if mapping == "chain" else (x,)
+        assert torch.autograd.gradcheck(lambda x, t=None, f=expectations: f(x, t), inputs)
+
+
+@pytest.mark.parametrize("mapping", ["bits", "budget", "chain"])
+def test_rounding_does_not_choose_the_support(mapping):
+    """At a solution for some structures whole sets of others tie; which of them enters is no matter of rounding."""
+    x, transitions = torch.randn(64, 8, dtype=torch.float64), torch.randn(64, 7, dtype=torch.float64)
+    d = solve(mapping, x, transitions, 1e-9)
+    for _ in range(5):
+        nudged = solve(mapping, x + 1e-15 * torch.randn_like(x), transitions, 1e-9)
+        assert torch.equal(d.messages[d.mask], nudged.messages[nudged.mask])
+
+
+def test_more_structures_than_slots_at_first():
+    x = 2 * torch.rand(3, 300, dtype=torch.float64) - 1
+    for budget in (None, 30):
+        d = sparsemap_bit_vectors(x, budget, "active_set")
+        assert d.support_size.max() > 64
+        torch.testing.assert_close(d.mean, sparsemap_marginals(x, budget), atol=1e-6, rtol=0)
+        assert d.duality_gap.max() < 1e-9
 
 
 def test_gradient_of_the_marginals_equals_the_closed_form():

@@ -1,10 +1,11 @@
-"""Every mapping to bit-vectors: the same on the CPU and on CUDA, and how often it waits for the device."""
+"""Every mapping to bit-vectors: the same by NumPy, by PyTorch and on CUDA, and how often it waits for the device."""
 
 import warnings
 
 import pytest
 import torch
 
+from egg_sparse.mappings import arrays as small_arrays
 from egg_sparse.mappings import (
     sparsemap_bit_vectors,
     sparsemap_chain,
@@ -23,6 +24,41 @@ MAPPINGS = {
     "top-k sparsemax": lambda x: topk_sparsemax(x, 10).mean,
     "top-k": lambda x: topk_bit_vectors(x, 10)[1],
 }
+
+
+DISTRIBUTIONS = {
+    "systematic": sparsemap_bit_vectors,
+    "threshold": lambda x: sparsemap_bit_vectors(x, None, "threshold"),
+    "budget": lambda x: sparsemap_bit_vectors(x, 5),
+    "no bit": lambda x: sparsemap_bit_vectors(x, 0),
+    "active set": lambda x: sparsemap_bit_vectors(x, None, "active_set"),
+    "active set, budget": lambda x: sparsemap_bit_vectors(x, 5, "active_set"),
+    "chain": lambda x: sparsemap_chain(x, x[:, 1:]),
+    "top-k sparsemax": lambda x: topk_sparsemax(x, 10),
+}
+
+
+def solved(mapping, x, weights):
+    """The distribution, and the gradient of an expectation that is not linear in the bits."""
+    d = mapping(x)
+    pairs = (d.messages.double() @ weights * d.messages.double()).sum(-1)
+    return d.messages, d.probs.detach(), torch.autograd.grad((d.probs * pairs).sum(), x)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_numpy_and_pytorch_agree(monkeypatch, name, dtype):
+    for batch, n_bits in ((16, 12), (3, 80), (0, 4)):
+        x = (0.8 * torch.randn(batch, n_bits, dtype=dtype)).requires_grad_()
+        weights = torch.randn(n_bits, n_bits, dtype=torch.float64)
+        with_numpy = solved(DISTRIBUTIONS[name], x, weights)
+        monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", False)
+        with_pytorch = solved(DISTRIBUTIONS[name], x, weights)
+        monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", True)
+        assert torch.equal(with_numpy[0], with_pytorch[0])
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+        for one, other in zip(with_numpy[1:], with_pytorch[1:], strict=True):
+            torch.testing.assert_close(one, other, atol=tolerance, rtol=1e-4 if dtype == torch.float32 else 1e-8)
 
 
 @pytest.mark.gpu
