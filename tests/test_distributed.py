@@ -12,6 +12,7 @@ from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host, standin
 from egg_sparse.standin import util
+from egg_sparse.zoo.faults import FaultGuard
 
 
 class Agent(nn.Module):
@@ -54,22 +55,48 @@ def train(rank, world_size, chunk_size):
     return {"weights": [p.tolist() for p in game.parameters()], "supports": supports}
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_two_processes_equal_one(tmp_path, chunk_size):
+def train_with_an_infinite_loss(rank, world_size):
+    """Six steps; in the fifth the loss of the second process is infinite, and its gradient is not."""
+    torch.manual_seed(2)
+    inputs = torch.randn(6, 2, 4, 6)[:, rank]
+    game = InfiniteOnce(5 if rank == 1 else None)
+    optimizer = torch.optim.SGD(game.parameters(), lr=0.1)
+    guard = FaultGuard(game, optimizer, seed=1, batches_per_epoch=6, skip=True)
+    batches = [(x, torch.zeros(4)) for x in inputs]
+    trainer = standin.Trainer(game, optimizer, train_data=batches, callbacks=[guard])
+    trainer.train(1)
+    return {"weights": [p.tolist() for p in game.parameters()], "steps": game.steps}
+
+
+class InfiniteOnce(nn.Module):
+    def __init__(self, infinite_step):
+        super().__init__()
+        self.linear, self.infinite_step, self.steps = nn.Linear(6, 1), infinite_step, 0
+
+    def forward(self, x, labels, receiver_input=None, aux_input=None):
+        self.steps += 1
+        loss = self.linear(x).square().mean()
+        if self.steps == self.infinite_step:
+            loss = loss + torch.inf
+        return loss, standin.Interaction.empty()
+
+
+def on_two_processes(folder, call):
+    """What a call of a function of this module returns in each of two processes; it may use rank and world_size."""
     code = f"""
 import json, sys, torch
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
-from test_distributed import train
+from test_distributed import *
 from egg_sparse import standin
 opts = standin.init(params=["--no_cuda", "--random_seed=1"])
-context = opts.distributed_context
-result = train(context.rank, context.world_size, {chunk_size})
-open(f"{tmp_path}/{{context.rank}}.json", "w").write(json.dumps(result))
+rank, world_size = opts.distributed_context.rank, opts.distributed_context.world_size
+result = {call}
+open(f"{folder}/{{rank}}.json", "w").write(json.dumps(result))
 del result
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
-    script = tmp_path / "script.py"
+    script = folder / "script.py"
     script.write_text(code)
     root = pathlib.Path(__file__).parent.parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -77,15 +104,26 @@ torch.distributed.destroy_process_group()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     result = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == 0, result.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)], result.stderr
 
+
+def test_a_step_is_skipped_in_both_processes_or_in_none(tmp_path):
+    (first, second), errors = on_two_processes(tmp_path, "train_with_an_infinite_loss(rank, world_size)")
+    assert first["steps"] == second["steps"] == 6
+    assert first["weights"] == second["weights"]
+    assert errors.count("skipping a step: the loss is not finite at step 5") == 1
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_two_processes_equal_one(tmp_path, chunk_size):
+    both, _ = on_two_processes(tmp_path, f"train(rank, world_size, {chunk_size})")
     previous = util.common_opts
     try:
         standin.init(params=["--no_cuda", "--random_seed=1"])
         alone = train(0, 1, chunk_size)
     finally:
         util.common_opts = previous
-    for rank in (0, 1):
-        together = json.loads((tmp_path / f"{rank}.json").read_text())
+    for together in both:
         assert together["supports"] == alone["supports"], "the log has the examples of both processes, in order"
         for found, wanted in zip(together["weights"], alone["weights"], strict=True):
             torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), atol=1e-6, rtol=0)

@@ -106,19 +106,36 @@ class FaultGuard(host.core.Callback):
         if self.fp16 or not parameters:
             return
         norms = torch._foreach_norm([p.grad for p in parameters])
-        if bool(torch.stack([*norms, *(loss.to(norms[0]) for _, loss in losses)]).sum().isfinite()):
-            return
+        fault = None
+        if not bool(torch.stack([*norms, *(loss.to(norms[0]) for _, loss in losses)]).sum().isfinite()):
+            fault = self._fault(losses, parameters)
+        if fault is not None:
+            self._found(*fault)
+        if self._in_any_process(fault is not None, norms[0].device):
+            for parameter in parameters:
+                parameter.grad = None
+
+    def _fault(self, losses: list[tuple[int, torch.Tensor]], parameters: list[nn.Parameter]) -> tuple[str, int] | None:
+        """What is not finite, and its batch. None: all is, but for the sum of numbers that are too large."""
         for batch, loss in losses:
             if not bool(loss.isfinite()):
-                self._found("the loss is not finite", batch)
-                break
-        else:
-            bad = next((p for p in parameters if not bool(torch.isfinite(p.grad).all())), None)
-            if bad is None:
-                return  # large, but finite
-            self._found(f"the gradient of {self.names.get(id(bad), 'a parameter')} is not finite", self.batches - 1)
+                return "the loss is not finite", batch
         for parameter in parameters:
-            parameter.grad = None
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                name = self.names.get(id(parameter), "a parameter")
+                return f"the gradient of {name} is not finite", self.batches - 1
+        return None
+
+    def _in_any_process(self, found: bool, device: torch.device) -> bool:
+        """A step is skipped in all processes or in none: gradients they share, but not every process may have an
+        infinite loss.
+        """
+        distributed = torch.distributed
+        if not (self.skip and distributed.is_available() and distributed.is_initialized()):
+            return found
+        flag = torch.tensor(float(found), device=device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        return bool(flag)
 
     def _found(self, fault: str, batch: int) -> None:
         if not self.skip:
