@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
+from egg_sparse.mappings import arrays as small_arrays
 from egg_sparse.mappings import sparsemap_active_set, sparsemap_bit_vectors, sparsemap_chain, sparsemap_marginals
 from egg_sparse.mappings.chain import viterbi
 
@@ -189,7 +190,9 @@ def test_gradients_at_breakpoints_are_finite(value, budget):
 
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
-def test_viterbi_equals_brute_force(n_bits):
+@pytest.mark.parametrize("numpy_on_cpu", [True, False])
+def test_viterbi_equals_brute_force(n_bits, numpy_on_cpu, monkeypatch):
+    monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", numpy_on_cpu)
     x, transitions = (torch.randn(50, n, dtype=torch.float64) for n in (n_bits, n_bits - 1))
     sequences = all_bit_vectors(n_bits)
     best = chain_scores(x, transitions, sequences).argmax(1)
