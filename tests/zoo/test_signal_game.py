@@ -133,6 +133,10 @@ class TestData:
         assert not distinct[0] & distinct[2], "train and test images are disjoint"
         again = data.load("digits", None, "data", same)
         assert torch.equal(again.test.features, images.test.features)
+        bright = data.load("digits", None, "data", same, standardize=False).train.features
+        assert (bright.min(), bright.max()) == (0, 1)
+        standardized = (bright - bright.mean()) / bright.std()
+        torch.testing.assert_close(standardized, images.train.features, atol=1e-3, rtol=0)
 
     def write_npz(self, path, **arrays):
         rng = np.random.default_rng(0)
@@ -437,6 +441,7 @@ class TestRuns:
                 ["baseline_type", "loss_type", "max_len"],
             ),
             (["--mode=sfe", "--baseline_type=none"], []),
+            (["--data=npz", "--root=a.npz", "--pixels=brightness"], ["pixels"]),
         ],
     )
     def test_unused_flags_draw_one_warning_each(self, params, unused, capsys):

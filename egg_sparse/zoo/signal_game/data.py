@@ -145,7 +145,7 @@ class GameLoader:
         return features[for_sender], torch.from_numpy((order == 0).argmax(1)), features[for_receiver]
 
 
-def load(source: str, root: str | None, data_root: str, same: bool) -> SignalData:
+def load(source: str, root: str | None, data_root: str, same: bool, standardize: bool = True) -> SignalData:
     """Reads and splits a data source.
 
     Args:
@@ -153,6 +153,8 @@ def load(source: str, root: str | None, data_root: str, same: bool) -> SignalDat
         root: the folder of imagenet, or the file of npz.
         data_root: torchvision's folder, for mnist and fashion-mnist.
         same: candidates will share a concept; images that are concepts of their own then go by their class.
+        standardize: pixels have mean 0 and standard deviation 1 over the training images; False: they are brightness
+            from 0 to 1.
 
     Raises:
         ImportError, OSError, ValueError: the data, or the package that reads it, is missing or damaged.
@@ -164,11 +166,12 @@ def load(source: str, root: str | None, data_root: str, same: bool) -> SignalDat
         return _split(features, labels)
     if source == "digits":
         digits = grey_images.digits()
-        return _split(digits.pixels.astype(float), digits.classes if same else np.arange(len(digits)))
+        pixels = digits.pixels.astype(float) if standardize else _brightness(digits)
+        return _split(pixels, digits.classes if same else np.arange(len(digits)), standardize=standardize)
     train, test = grey_images.torchvision(source, data_root)
     if not same:
         train.classes, test.classes = np.arange(len(train)), np.arange(len(test))
-    return _split(_brightness(train), train.classes, _brightness(test), test.classes)
+    return _split(_brightness(train), train.classes, _brightness(test), test.classes, standardize)
 
 
 def _brightness(grey: grey_images.GreyImages) -> np.ndarray:

@@ -43,7 +43,11 @@ MODE_OPTIONS = {
     "temperature_decay": ("gs",),
     "temperature_update_freq": ("gs",),
 }
-DATA_OPTIONS = {"root": ("imagenet", "npz"), "data_root": ("mnist", "fashion-mnist")}
+DATA_OPTIONS = {
+    "root": ("imagenet", "npz"),
+    "data_root": ("mnist", "fashion-mnist"),
+    "pixels": ("digits", "mnist", "fashion-mnist"),
+}
 
 
 def _normalizer(text: str) -> str:
@@ -106,6 +110,8 @@ def _add_game_options(parser: ZooParser) -> None:
     option("--root", default=None, help=roots)
     torchvision = "mnist, fashion-mnist: torchvision's folder, filled by download if empty"
     option("--data_root", default="data", help=f"{torchvision} (default: data)")
+    pixels = "of mean 0 and standard deviation 1, or brightness from 0 to 1, which suits the paper's sender"
+    option("--pixels", choices=("standard", "brightness"), default="standard", help=f"{pixels} (default: standard)")
     option("--batches_per_epoch", type=count, default=100, help="training batches per epoch (default: 100)")
 
 
@@ -283,7 +289,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     leader = opts.distributed_context.is_leader
     if leader:
         print(f"# {PROG} on {host.describe()}, {opts.device}", flush=True)
-    images = data.load(opts.data, opts.root, opts.data_root, bool(opts.same))
+    images = data.load(opts.data, opts.root, opts.data_root, bool(opts.same), opts.pixels == "standard")
     loaders = build_loaders(opts, images)
     sender, receiver = build_agents(opts, images.n_features)
     game = build_game(opts, sender, receiver)
