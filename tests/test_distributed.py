@@ -84,7 +84,7 @@ class InfiniteOnce(nn.Module):
 def on_two_processes(folder, call):
     """What a call of a function of this module returns in each of two processes; it may use rank and world_size."""
     code = f"""
-import json, sys, torch
+import gc, json, sys, torch
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 from test_distributed import *
 from egg_sparse import standin
@@ -94,6 +94,7 @@ result = {call}
 open(f"{folder}/{{rank}}.json", "w").write(json.dumps(result))
 del result
 torch.distributed.barrier()
+gc.collect()  # or gloo's threads outlive the group
 torch.distributed.destroy_process_group()
 """
     script = folder / "script.py"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import itertools
 import json
@@ -352,5 +353,8 @@ def finish(opts: argparse.Namespace, results: dict[str, Any] | None, started: fl
         core.close()
     if opts.distributed_context.is_distributed:
         torch.distributed.barrier()
+        # A DistributedDataParallel that is still alive keeps gloo's threads alive beyond the group; one of them that
+        # lets go of a tensor while the interpreter ends aborts the process.
+        gc.collect()
         torch.distributed.destroy_process_group()
     return final
