@@ -206,7 +206,7 @@ class _Solver:
             asked_of_all = self._all + 0
             asked_of_all[self.examples] = scores
             scores = asked_of_all
-        asked = as_tensor(scores)
+        asked = as_tensor(scores).clone()  # which the oracle may change
         found = self._oracle(asked)
         if not isinstance(found, torch.Tensor) or found.shape != asked.shape:
             got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
@@ -345,15 +345,15 @@ class _Solver:
         """Takes one structure out of each of some examples, given its row of F."""
         n = self.used
         base, columns = self.base[rows, : n + 1], self.columns[rows, :n, : n + 1]
-        numbers = self._numbers[: len(rows)]
+        own = self._numbers[: len(rows)]
         scaled = removed / self._dot(removed, removed)[:, None]
         row_of_product = _product(columns.swapaxes(1, 2), scaled)
-        share = base[numbers, slots + 1]
+        share = base[own, slots + 1]
         base[:, 0] -= share * (row_of_product[:, 0] + share * self._dot(scaled, scaled))
         base -= share[:, None] * row_of_product
         columns -= removed[:, :, None] * row_of_product[:, None]
-        base[numbers, slots + 1] = 0
-        columns[numbers, :, slots + 1] = 0
+        base[own, slots + 1] = 0
+        columns[own, :, slots + 1] = 0
         self.base[rows, : n + 1], self.columns[rows, :n, : n + 1] = base, columns
         self.probs[rows, slots] = 0
 

@@ -113,7 +113,7 @@ def viterbi(scores: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
     return _doubling(scores, transitions)
 
 
-def _bit_by_bit(scores: np.ndarray, transitions: np.ndarray, tie: float) -> np.ndarray:
+def _bit_by_bit(scores: np.ndarray, transitions: np.ndarray, margin: float) -> np.ndarray:
     """In D steps, which for small arrays in NumPy take less time than the few of :func:`_doubling`."""
     x, t = np.ascontiguousarray(scores.T), np.ascontiguousarray(transitions.T)
     # what the best sequence up to bit i gains by having it on: x[i] + max(gain[i - 1] + t, 0) - max(gain[i - 1], 0),
@@ -122,8 +122,8 @@ def _bit_by_bit(scores: np.ndarray, transitions: np.ndarray, tie: float) -> np.n
     gain = x.copy()
     for i in range(1, len(x)):
         gain[i] += np.minimum(np.maximum(sign[i - 1] * gain[i - 1] + highest[i - 1], lowest[i - 1]), highest[i - 1])
-    bits = gain > tie  # if the next bit is off, or there is none
-    differs = bits[:-1] ^ (gain[:-1] + t > tie)  # if it is on
+    bits = gain > margin  # if the next bit is off, or there is none
+    differs = bits[:-1] ^ (gain[:-1] + t > margin)  # if it is on
     for i in reversed(range(len(x) - 1)):
         bits[i] ^= bits[i + 1] & differs[i]
     return bits.T.astype(scores.dtype)

@@ -107,7 +107,8 @@ def _marginals(x: Array, budget: int | None) -> tuple[Array, Array | None]:
         return free * 0, limited
     # Relative to the budget-th largest score, tau lies in [-1, 1] and only scores in [-2, 2] matter, so that nothing
     # is lost to rounding, whatever the scores' scale.
-    y = (x - _largest(x, budget)).clip(-2, 2)
+    with np.errstate(over="ignore"):
+        y = (x - _largest(x, budget)).clip(-2, 2)
     linear, full = _solve_budget(native(y), budget)
     if module(x) is torch:
         linear, full = as_tensor(linear), as_tensor(full)

@@ -162,6 +162,12 @@ def test_rounding_does_not_choose_the_support(mapping):
         assert torch.equal(d.messages[d.mask], nudged.messages[nudged.mask])
 
 
+def test_an_oracle_may_change_its_scores():
+    x = torch.randn(4, 8, dtype=torch.float64)
+    d = sparsemap_active_set(x, lambda s: s.sign_().clamp_(min=0))
+    torch.testing.assert_close(d.mean, sparsemap_marginals(x), atol=1e-6, rtol=0)
+
+
 def test_more_structures_than_slots_at_first():
     x = 2 * torch.rand(3, 300, dtype=torch.float64) - 1
     for budget in (None, 30):

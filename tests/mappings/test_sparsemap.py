@@ -198,3 +198,11 @@ def test_refuses_decompositions():
         sparsemap_bit_vectors(torch.zeros(1, 2), decomposition="random")
     with pytest.raises(ValueError, match='"threshold" cannot keep a budget: its largest set has all bits'):
         sparsemap_bit_vectors(torch.zeros(1, 2), budget=1, decomposition="threshold")
+
+
+def test_the_largest_numbers_draw_no_warning(recwarn):
+    largest = torch.finfo(torch.float32).max
+    x = torch.tensor([[largest, -largest, 1.0, largest]])
+    for budget in (None, 1, 2):
+        assert sparsemap_bit_vectors(x, budget).mean.sum() == (3 if budget is None else budget)
+    assert not len(recwarn)
