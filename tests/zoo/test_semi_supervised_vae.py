@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from egg_sparse.zoo.options import run
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, LinearOfClass, negative_elbo
-from egg_sparse.zoo.semi_supervised_vae.train import PROG, build_game, classification_loss, main, parse_options
+from egg_sparse.zoo.semi_supervised_vae.train import (
+    PROG,
+    build_game,
+    classification_loss,
+    in_next_call,
+    main,
+    parse_options,
+)
 
 SMALL = ["--n_epochs=2", "--n_labeled=20", "--warm_start_epochs=0"]
 
@@ -107,11 +114,35 @@ class TestAgents:
         probs = game.classifier(images).softmax(1)
         elbos = torch.stack([negative_elbo(game.vae(torch.full((8,), c), images), images, 8) for c in range(10)], 1)
         unlabeled_loss = ((probs * elbos).sum(1) + (probs * probs.log()).sum(1)).mean()
-        labeled_loss, _ = game.labeled_losses(labeled["images"], labeled["classes"])
+        labeled_loss = negative_elbo(game.vae(labeled["classes"], labeled["images"]), labeled["images"], 8)
+        labeled_loss += F.cross_entropy(game.classifier(labeled["images"]), labeled["classes"], reduction="none")
         expected = labeled_loss.mean() + len(split.unlabeled) / 50 * unlabeled_loss
         torch.testing.assert_close(loss, expected)
         assert interaction.aux["labeled_loss"].shape == (8,)
         assert (interaction.aux["decoder_calls"] == 10).all()
+
+    @pytest.mark.parametrize("rows", [False, True])
+    def test_next_call_takes_a_labelled_batch_as_well(self, rows):
+        torch.manual_seed(0)
+        vae = GaussianVAE(6)
+        vae.forward = self.without_noise(vae)
+        images, classes = torch.rand(3, 6), torch.tensor([4, 0, 9])
+        of_labeled, labels = torch.rand(2, 6), torch.tensor([1, 2])
+        message = F.one_hot(classes, 10).float() if rows else classes
+        calls = []
+        vae.read_image.register_forward_hook(lambda _layer, inputs, _output: calls.append(len(inputs[0])))
+        with in_next_call(vae, labels, of_labeled) as outputs:
+            own = vae(message, images, None)
+            again = vae(message, images, None)
+        torch.testing.assert_close(own, vae(classes, images))
+        torch.testing.assert_close(outputs, [vae(labels, of_labeled)])
+        torch.testing.assert_close(again, own)
+        assert calls == [5, 3, 3, 2]
+        with pytest.raises(RuntimeError, match="stop"), in_next_call(vae, labels, of_labeled) as outputs:
+            raise RuntimeError("stop")
+        vae(message, images)
+        assert calls[-1] == 3
+        assert outputs == []
 
     @staticmethod
     def without_noise(vae: GaussianVAE):

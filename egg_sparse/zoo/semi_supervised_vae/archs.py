@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def one_hot(classes: torch.Tensor, n_classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of zeros with a 1 at the class."""
+    return (classes.unsqueeze(-1) == torch.arange(n_classes, device=classes.device)).to(dtype)
+
+
 class Classifier(nn.Module):
     """Three hidden layers of 256 units from pixels ``(B, n_pixels)`` to scores of classes ``(B, n_classes)``."""
 
@@ -33,12 +38,12 @@ class LinearOfClass(nn.Linear):
 
     def __init__(self, n_features: int, n_classes: int, out_features: int) -> None:
         super().__init__(n_features + n_classes, out_features)
-        self.n_features = n_features
+        self.n_classes = n_classes
 
     def forward(self, features: torch.Tensor, message: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        of_features, of_classes = self.weight[:, : self.n_features], self.weight[:, self.n_features :].t()
-        of_message = message @ of_classes if message.is_floating_point() else of_classes[message]
-        return F.linear(features, of_features, self.bias) + of_message
+        if not message.is_floating_point():
+            message = one_hot(message, self.n_classes, features.dtype)
+        return super().forward(torch.cat((features, message), -1))
 
 
 class GaussianVAE(nn.Module):

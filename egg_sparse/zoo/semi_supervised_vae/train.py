@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import entmax
@@ -19,7 +20,7 @@ from egg_sparse.estimators import SymbolSampler
 from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.options import ZooParser, number
 from egg_sparse.zoo.semi_supervised_vae import data
-from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo
+from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo, one_hot
 
 core = host.core
 
@@ -117,6 +118,42 @@ def classification_loss(normalizer: str) -> Callable[[torch.Tensor, torch.Tensor
     return loss(reduction="none")
 
 
+@contextmanager
+def in_next_call(agent: nn.Module, *labeled: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Makes the next call of an agent take a labelled batch as well: one call for both is cheaper than two.
+
+    Args:
+        agent: called with tensors that have examples on axis 0, and other arguments behind them.
+        labeled: its arguments for the labelled batch. Classes become rows where the call's own messages are.
+
+    Yields:
+        A list, empty until that call, then with the agent's output for the labelled batch.
+    """
+    outputs: list[torch.Tensor] = []
+
+    def join(_agent: nn.Module, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        joining.remove()
+        return *map(joined, own, labeled), *own[len(labeled) :]
+
+    def joined(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if own.dim() > other.dim():
+            other = one_hot(other, own.shape[-1], own.dtype)
+        return torch.cat((own, other))
+
+    def split(_agent: nn.Module, _inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        splitting.remove()
+        own, of_labeled = output.tensor_split([len(output) - len(labeled[0])])
+        outputs.append(of_labeled)
+        return own
+
+    joining, splitting = agent.register_forward_pre_hook(join), agent.register_forward_hook(split)
+    try:
+        yield outputs
+    finally:
+        joining.remove()
+        splitting.remove()
+
+
 class SemiSupervisedGame(nn.Module):
     """A game on unlabelled images, plus the losses of a labelled batch that comes in ``aux_input``.
 
@@ -151,11 +188,12 @@ class SemiSupervisedGame(nn.Module):
         self.unlabeled_weight = unlabeled_weight
         self.labeled_only = labeled_only
 
-    def labeled_losses(self, images: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses ``(B,)`` of labelled images, and the scores of the classifier."""
-        scores = self.classifier(images)
-        elbo, _ = elbo_loss(images, classes, images, self.vae(classes, images), classes, None)
-        return elbo + self.classification_loss(scores, classes), scores
+    def labeled_losses(
+        self, images: torch.Tensor, classes: torch.Tensor, scores: torch.Tensor, vae_output: torch.Tensor
+    ) -> torch.Tensor:
+        """Losses ``(B,)`` of labelled images, of what the agents make of them."""
+        elbo, _ = elbo_loss(images, classes, images, vae_output, classes, None)
+        return elbo + self.classification_loss(scores, classes)
 
     def forward(
         self, sender_input: torch.Tensor, labels: torch.Tensor, receiver_input: Any = None, aux_input: Any = None
@@ -163,7 +201,8 @@ class SemiSupervisedGame(nn.Module):
         if not self.training:
             return self.game(sender_input, labels, receiver_input)
         if self.labeled_only:
-            losses, scores = self.labeled_losses(sender_input, labels)
+            scores, vae_output = self.classifier(sender_input), self.vae(labels, sender_input)
+            losses = self.labeled_losses(sender_input, labels, scores, vae_output)
             guesses = scores.detach().argmax(-1)
             return losses.mean(), self.game.train_logging_strategy.filtered_interaction(
                 sender_input=sender_input,
@@ -175,8 +214,10 @@ class SemiSupervisedGame(nn.Module):
                 message_length=torch.ones_like(losses.detach()),
                 aux={"acc": (guesses == labels).float(), "labeled_loss": losses.detach()},
             )
-        loss, interaction = self.game(sender_input, labels, receiver_input)
-        losses, _ = self.labeled_losses(aux_input["images"], aux_input["classes"])
+        images, classes = aux_input["images"], aux_input["classes"]
+        with in_next_call(self.classifier, images) as scores, in_next_call(self.vae, classes, images) as vae_output:
+            loss, interaction = self.game(sender_input, labels, receiver_input)
+        losses = self.labeled_losses(images, classes, *scores, *vae_output)
         interaction.aux["labeled_loss"] = losses.detach()
         return losses.mean() + self.unlabeled_weight * loss, interaction
 
