@@ -81,6 +81,8 @@ class TestAgents:
         together = F.linear(torch.cat((features, one_hot), 1), layer.weight, layer.bias)
         torch.testing.assert_close(layer(features, classes), together)
         torch.testing.assert_close(layer(features, one_hot), together)
+        with pytest.raises(RuntimeError, match="smaller than num_classes"):
+            layer(features, classes + 1)
 
     def test_negative_elbo(self):
         images = torch.randint(0, 2, (3, 7)).double()

@@ -9,11 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def one_hot(classes: torch.Tensor, n_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of zeros with a 1 at the class."""
-    return (classes.unsqueeze(-1) == torch.arange(n_classes, device=classes.device)).to(dtype)
-
-
 class Classifier(nn.Module):
     """Three hidden layers of 256 units from pixels ``(B, n_pixels)`` to scores of classes ``(B, n_classes)``."""
 
@@ -42,7 +37,7 @@ class LinearOfClass(nn.Linear):
 
     def forward(self, features: torch.Tensor, message: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         if not message.is_floating_point():
-            message = one_hot(message, self.n_classes, features.dtype)
+            message = F.one_hot(message, self.n_classes).to(features.dtype)
         return super().forward(torch.cat((features, message), -1))
 
 

@@ -20,7 +20,7 @@ from egg_sparse.estimators import SymbolSampler
 from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.options import ZooParser, number
 from egg_sparse.zoo.semi_supervised_vae import data
-from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo, one_hot
+from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo
 
 core = host.core
 
@@ -137,7 +137,7 @@ def in_next_call(agent: nn.Module, *labeled: torch.Tensor) -> Iterator[list[torc
 
     def joined(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         if own.dim() > other.dim():
-            other = one_hot(other, own.shape[-1], own.dtype)
+            other = F.one_hot(other, own.shape[-1]).to(own.dtype)
         return torch.cat((own, other))
 
     def split(_agent: nn.Module, _inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
