@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch.distributions import Distribution, constraints
+from torch.distributions.kl import register_kl
 
 
 class SparseDistribution(Distribution):
@@ -21,15 +23,21 @@ class SparseDistribution(Distribution):
 
     Args:
         messages: the support. ``(K, B)`` long symbol ids, or ``(K, B, D)`` floating-point
-            vectors (bit-vectors or one-hot symbols). Row 0 is the most probable message.
+            vectors (bit-vectors or one-hot symbols). Row 0 is the most probable message, and no
+            message occurs twice in an example's support. Padding holds the message of row 0, so
+            that no message of probability 0 is ever played.
         probs: ``(K, B)`` floating point, non-negative, every column in descending order and
-            summing to 1. Padding has probability exactly 0. Differentiable.
-        vocab_size: for symbols, how many of them the sender could have sent; None if unknown.
-        validate_args: check the values of ``probs`` (this synchronises with the device).
+            summing to 1. Padding has probability exactly 0. Differentiable. Half precision
+            becomes float32: a sum of probabilities that are rounded to it is not 1.
+        vocab_size: the number of symbols that the sender can choose from; None if unknown.
+        validate_args: whether the values are checked, which synchronises with the device, and
+            other messages in the padding replaced by those of row 0. Without it the caller
+            vouches for both.
 
     Raises:
         TypeError: ``messages`` or ``probs`` are not tensors of the types above.
-        ValueError: their shapes disagree, K is 0, or ``probs`` are not as described.
+        ValueError: their shapes disagree, K is 0, ``probs`` are not as described, a message is
+            repeated, or a symbol is not in 0, ..., vocab_size - 1.
 
     Example:
         >>> d = SparseDistribution(torch.tensor([[4, 0], [1, 2]]), torch.tensor([[0.75, 1.0], [0.25, 0.0]]))
@@ -71,7 +79,7 @@ class SparseDistribution(Distribution):
         if probs.shape[0] == 0:
             raise ValueError("messages and probs must hold at least one row, got K = 0")
         self.messages = messages
-        self.probs = probs
+        self.probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
         self.vocab_size = vocab_size
         #: ``(B,)`` bool, of mappings that may leave terms out: where they left out none. None of other mappings.
         self.is_exact: torch.Tensor | None = None
@@ -79,18 +87,31 @@ class SparseDistribution(Distribution):
         self.duality_gap: torch.Tensor | None = None
         super().__init__(probs.shape[1:], messages.shape[2:], validate_args=validate_args)
         if self._validate_args:
-            self._check_probs()
+            self._check_probs(torch.finfo(probs.dtype).eps)
+            padding = ~self.mask.view(*probs.shape, *(1,) * (messages.dim() - 2))
+            self.messages = torch.where(padding, messages[:1], messages)
+            self._check_messages()
 
-    def _check_probs(self) -> None:
+    def _check_probs(self, eps: float) -> None:
         probs = self.probs.detach()
-        probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
-        tolerance = 4 * probs.shape[0] * torch.finfo(self.probs.dtype).eps
         if not bool((probs >= 0).all()):
             raise ValueError("probs must be non-negative and not NaN")
-        if not bool(((probs.sum(0) - 1).abs() <= tolerance).all()):
+        if not bool(((probs.sum(0) - 1).abs() <= 4 * probs.shape[0] * eps).all()):
             raise ValueError("every column of probs must sum to 1")
         if not bool((probs[1:] <= probs[:-1]).all()):
             raise ValueError("every column of probs must be in descending order: row 0 is the most probable message")
+
+    def _check_messages(self) -> None:
+        if not self.event_shape and self.messages.numel():
+            lowest, highest = int(self.messages.min()), int(self.messages.max())
+            if lowest < 0 or (self.vocab_size is not None and highest >= self.vocab_size):
+                limit = "" if self.vocab_size is None else f" and below vocab_size, {self.vocab_size}"
+                raise ValueError(f"messages must be symbol ids of at least 0{limit}, got {lowest} to {highest}")
+        rows, examples = self.mask.nonzero(as_tuple=True)
+        support = self.messages[rows, examples].detach().reshape(len(rows), -1).double()
+        support = torch.cat((examples[:, None].double(), support), 1)
+        if len(torch.unique(support, dim=0)) < len(support):
+            raise ValueError("messages must differ within a column: the probabilities of equal ones belong in one row")
 
     def __repr__(self) -> str:
         rows, batch = self.probs.shape
@@ -101,6 +122,8 @@ class SparseDistribution(Distribution):
         """The set that messages come from, as torch.distributions names it."""
         if self.messages.is_floating_point():
             return constraints.independent(constraints.real, 1)
+        if self.vocab_size is not None:
+            return constraints.integer_interval(0, self.vocab_size - 1)
         return constraints.nonnegative_integer
 
     @property
@@ -126,6 +149,54 @@ class SparseDistribution(Distribution):
         if not self.messages.is_floating_point():
             return torch.full_like(self.probs[0], float("nan"))
         return self.expectation(self.messages)
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """``(B, D)``: the variance of every entry of vector messages. NaN for symbol ids."""
+        if not self.messages.is_floating_point():
+            return torch.full_like(self.probs[0], float("nan"))
+        return self.expectation((self.messages - self.mean).square())
+
+    def expand(
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: None = None
+    ) -> SparseDistribution:
+        """The distribution of one example, repeated for a batch of ``batch_shape`` (B,).
+
+        Raises:
+            ValueError: there are several examples and B is not their number, or ``batch_shape`` has not one axis:
+                supports are stored per example, as ``(K, B)``.
+        """
+        shape = torch.Size(batch_shape)
+        if len(shape) != 1 or self.probs.shape[1] not in (1, shape[0]):
+            raise ValueError(
+                f"batch_shape must be (B,), with any B for a distribution of one example, got {tuple(shape)} for "
+                f"{self.probs.shape[1]} examples"
+            )
+        return self._map(
+            self.messages.expand(-1, *shape, *self.event_shape),
+            self.probs.expand(-1, *shape),
+            lambda values: values.expand(shape),
+        )
+
+    def to(self, target: torch.device | torch.dtype | str | int) -> SparseDistribution:
+        """The distribution on another device, or of another floating-point type.
+
+        A type applies to ``probs``, which stay at least float32, and to vector messages; symbol ids stay long.
+        """
+        if not isinstance(target, torch.dtype):
+            return self._map(self.messages.to(target), self.probs.to(target), lambda values: values.to(target))
+        if not target.is_floating_point:
+            raise TypeError(f"target must be a device or a floating-point type, got {target}")
+        messages = self.messages.to(target) if self.messages.is_floating_point() else self.messages
+        return self._map(messages, self.probs.to(torch.promote_types(target, torch.float32)), lambda values: values)
+
+    def _map(
+        self, messages: torch.Tensor, probs: torch.Tensor, per_example: Callable[[torch.Tensor], torch.Tensor]
+    ) -> SparseDistribution:
+        mapped = SparseDistribution(messages, probs, self.vocab_size, validate_args=False)
+        mapped.is_exact = None if self.is_exact is None else per_example(self.is_exact)
+        mapped.duality_gap = None if self.duality_gap is None else per_example(self.duality_gap)
+        return mapped
 
     def enumerate_support(self, expand: bool = True) -> torch.Tensor:
         """``(K, B)`` or ``(K, B, D)``: all terms, padding included.
@@ -164,21 +235,74 @@ class SparseDistribution(Distribution):
         """Log-probability in nats; ``-inf`` for a message outside the support.
 
         Args:
-            value: ``(*sample_shape, B)`` symbol ids or ``(*sample_shape, B, D)`` vectors.
+            value: ``(*sample_shape, B)`` symbol ids or ``(*sample_shape, B, D)`` vectors, or what broadcasts to
+                these: a single symbol, for instance, is looked up for every example.
 
         Returns:
             ``(*sample_shape, B)``.
         """
-        expected = self.batch_shape + self.event_shape
-        if value.shape[value.dim() - len(expected) :] != expected:
-            raise ValueError(f"value must end with shape {tuple(expected)}, got {tuple(value.shape)}")
-        sample_dims = value.dim() - len(expected)
-        same = self.messages.view(-1, *(1,) * sample_dims, *expected) == value
+        one_message = self.batch_shape + self.event_shape
+        fits = value.dim() >= len(self.event_shape) and value.shape[value.dim() - len(self.event_shape) :] == (
+            self.event_shape
+        )
+        if fits:
+            try:
+                shape = torch.broadcast_shapes(value.shape, one_message)
+            except RuntimeError:
+                fits = False
+        if not fits:
+            raise ValueError(
+                f"value must have a shape that broadcasts to {tuple(one_message)}, got {tuple(value.shape)}"
+            )
+        sample_dims = len(shape) - len(one_message)
+        same = self.messages.reshape(-1, *(1,) * sample_dims, *one_message) == value
         if self.event_shape:
             same = same.all(-1)
         probs = self.probs.reshape(-1, *(1,) * sample_dims, *self.batch_shape)
+        # padding repeats the message of row 0, to whose probability it adds 0
         prob = torch.where(same, probs, torch.zeros_like(probs)).sum(0)
         return torch.where(prob > 0, torch.where(prob > 0, prob, 1.0).log(), -torch.inf)
+
+    def cross_entropy(self, other: Distribution) -> torch.Tensor:
+        r"""``(B,)``, in nats: :math:`-\sum_k p_{kb} \log q_b(m_{kb})`, infinite where q lacks a message of p.
+
+        Args:
+            other: q, another SparseDistribution (supports need not agree), or any distribution over such messages:
+                a ``Categorical`` over symbols, ``Independent(Bernoulli(...), 1)`` over bit-vectors.
+
+        Raises:
+            ValueError: ``other`` is over messages of another kind, or of another batch size.
+
+        Example:
+            >>> p = SparseDistribution(torch.tensor([[4], [1]]), torch.tensor([[0.5], [0.5]]))
+            >>> q = SparseDistribution(torch.tensor([[1], [4]]), torch.tensor([[0.75], [0.25]]))
+            >>> p.cross_entropy(q), torch.distributions.kl_divergence(q, p)
+            (tensor([0.8370]), tensor([0.1308]))
+        """
+        return self.expectation(-self._log_prob_under(other))
+
+    def _log_prob_under(self, other: Distribution) -> torch.Tensor:
+        """``(K, B)``: another distribution's log-probability of every message of this support."""
+        if isinstance(other, SparseDistribution) and other.event_shape != self.event_shape:
+            raise ValueError(
+                f"other must be over messages of shape {tuple(self.event_shape)}, got {tuple(other.event_shape)}"
+            )
+        if other.batch_shape not in ((), self.batch_shape):
+            raise ValueError(
+                f"other must have batch shape {tuple(self.batch_shape)} or (), got {tuple(other.batch_shape)}"
+            )
+        return other.log_prob(self.messages)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> torch.Tensor:
+        raise NotImplementedError(
+            "a sample of discrete messages has no gradient; expectation() is differentiable and exact"
+        )
+
+    def cdf(self, value: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("messages have no order, so there is no cumulative distribution function")
+
+    def icdf(self, value: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("messages have no order, so there are no quantiles")
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> torch.Tensor:
@@ -191,3 +315,9 @@ class SparseDistribution(Distribution):
         rows = torch.multinomial(weights, shape.numel(), replacement=True).t()
         drawn = self.messages[rows, torch.arange(batch, device=rows.device)]
         return drawn.view(shape + self.batch_shape + self.event_shape)
+
+
+@register_kl(SparseDistribution, Distribution)
+def _kl_divergence(p: SparseDistribution, q: Distribution) -> torch.Tensor:
+    log_prob = torch.where(p.mask, p.probs, 1.0).log()
+    return p.expectation(log_prob - p._log_prob_under(q))
