@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from egg_sparse import checks
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.sum_and_sample import score_of_sample, sum_and_sample
-from egg_sparse.one_message_game import OneMessageGame, check_count, reported
+from egg_sparse.one_message_game import OneMessageGame, Option, check_count, of_first_row, one_of, reported
+from egg_sparse.strategies import Round
 
 
 class _Marginalization(OneMessageGame):
     """What the two games share: options, and the computation of loss and Interaction."""
+
+    evaluation = Option[str](one_of("greedy", "expected"))
+    max_support = Option["int | None"](check_count)
+    coupled = Option[str](one_of("refuse", "approximate"))
 
     def __init__(
         self,
@@ -26,6 +32,8 @@ class _Marginalization(OneMessageGame):
         max_support: int | None = None,
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
+        receiver_acts: bool | None = None,
+        coupled: str = "refuse",
     ) -> None:
         super().__init__(
             sender_entropy_coeff,
@@ -34,21 +42,11 @@ class _Marginalization(OneMessageGame):
             chunk_size,
             train_logging_strategy,
             test_logging_strategy,
+            receiver_acts,
         )
-        check_count("max_support", max_support)
         self.evaluation = evaluation
         self.max_support = max_support
-
-    @property
-    def evaluation(self) -> str:
-        """What is played in evaluation mode: the "greedy" message, or the "expected" loss over all."""
-        return self._evaluation
-
-    @evaluation.setter
-    def evaluation(self, value: str) -> None:
-        if value not in ("greedy", "expected"):
-            raise ValueError(f'evaluation must be "greedy" or "expected", got {value!r}')
-        self._evaluation = value
+        self.coupled = coupled
 
     def extra_repr(self) -> str:
         return (
@@ -72,21 +70,23 @@ class _Marginalization(OneMessageGame):
                 "the sender must return a SparseDistribution: wrap the agent with SparsemaxWrapper; "
                 f"it returned {type(distribution).__name__}"
             )
+        game_round = self._round(distribution, receiver, loss, sender_input, labels, receiver_input, aux_input)
         greedy = not self.training and self.evaluation == "greedy"
         sampled_rest = self.training and self.max_support is not None and len(distribution.probs) > self.max_support
         terms = distribution
         if sampled_rest:
             terms, log_prob = sum_and_sample(distribution, self.max_support or 1)
-        context = (sender_input, labels, receiver_input, aux_input)
-        played = self._played(terms, receiver, loss, *context, greedy=greedy)
-        expect = (lambda values: values[0]) if greedy else terms.expectation
+        played = self._played(terms, game_round, greedy)
+        if not greedy and min(terms.probs.shape) > 1:
+            self._check_coupling(terms, game_round)
+        expect = of_first_row(terms) if greedy else terms.expectation
 
         losses = expect(played.values["loss"])
         sender_entropy = distribution.entropy()
         optimized_loss = losses.mean() - self.sender_entropy_coeff * sender_entropy.mean()
         if sampled_rest:
             optimized_loss = optimized_loss + score_of_sample(terms, log_prob, played.values["loss"]).mean()
-        aux = reported(played, expect)
+        aux = {}
         if "receiver_log_prob" in played.values:
             receiver_entropy = expect(played.values["receiver_entropy"])
             optimized_loss = optimized_loss - self.receiver_entropy_coeff * receiver_entropy.mean()
@@ -98,7 +98,35 @@ class _Marginalization(OneMessageGame):
         aux["sender_entropy"] = sender_entropy
         aux["support"] = distribution.support_size.to(losses.dtype)
         aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
-        return optimized_loss, self._interaction(distribution.mode, played, aux, *context)
+        return optimized_loss, self._interaction(distribution.mode, game_round, played, reported(played, expect), aux)
+
+    def _check_coupling(self, terms: SparseDistribution, game_round: Round) -> None:
+        """Refuses a receiver and a loss that make an example's loss depend on the messages of others."""
+        if self.coupled == "approximate":
+            if self.strategy == "gather":
+                raise ValueError(
+                    'coupled="approximate" needs strategy vmap or loop, which play each row of messages as a batch; '
+                    "gather would play an example against itself"
+                )
+            return
+        known = self._known_receivers[game_round.receiver].losses[game_round.loss]
+        if known.uncoupled:
+            return
+        checks.warn_of_batch_norms(checks.batch_norms(game_round.receiver))
+        own, second = terms.messages[:2]
+        decided = (terms.probs[1] == 0).view(-1, *(1,) * (own.dim() - 1))
+        another = torch.where(decided, own.roll(1, 0), second)
+        change = checks.change_by_others(
+            lambda message: game_round(message)["loss"], torch.stack((own, another)), game_round.agents
+        )
+        if change:
+            raise ValueError(
+                f"the loss of an example changes by up to {change:.3g} with the messages of the other examples in the "
+                "batch, so that the sum over its own messages is not its expected loss: take negatives from the "
+                'inputs, not from messages, or give the game coupled="approximate", which plays each row of messages '
+                "as a batch"
+            )
+        known.uncoupled = True
 
 
 def _mean_of_others(losses: torch.Tensor) -> torch.Tensor:
@@ -119,23 +147,25 @@ class SymbolGameMarg(_Marginalization):
     Args:
         sender: returns a SparseDistribution: an agent wrapped by :class:`egg_sparse.SparsemaxWrapper`.
         receiver: any EGG receiver of one-symbol messages, ``receiver(message, receiver_input,
-            aux_input)``. It returns a tensor, or (output, log_prob, entropy) as those wrapped by EGG's
-            Reinforce wrappers do; a receiver that samples an action learns by the score function,
-            with the mean loss of the other examples as baseline.
+            aux_input)``. What it returns goes to the loss as it is, unless the receiver acts.
         loss: ``loss(sender_input, message, receiver_input, receiver_output, labels, aux_input)``; returns
             the loss per example, ``(B,)``, and a dict of tensors. Those with one value per example are
             averaged exactly. A scalar, such as an accuracy that is a mean over the batch already,
-            is weighed by the batch's mean probability of each row, which is an approximation.
+            is weighed by the batch's mean probability of each row, which is an approximation. An
+            example's loss must not depend on the messages of other examples, as it does with in-batch
+            negatives that are read from messages; the first batch finds out (see ``coupled``).
         sender_entropy_coeff: c above. More of it keeps supports large.
         receiver_entropy_coeff: the same for a receiver that acts; must be 0 for one that does not.
         strategy: how all messages are played. "vmap" sees plain EGG shapes, whatever axis a game keeps its
             examples on, and computes once what does not depend on the message; "loop" calls the receiver
             once per row, for what vmap cannot trace (nn.GRU and nn.LSTM, packed sequences,
             BatchNorm in training, ``.item()``); "auto" is vmap, or loop with a warning that names the
-            cause. "gather" plays only the (message, example) pairs that have a probability: cheapest
+            cause. "gather" plays only the (message, example) pairs of non-zero probability: cheapest
             where supports are uneven and the receiver's input is small, for inputs with examples on axis
-            0 and losses in which no example depends on another. BatchNorm in training sees each row of
-            messages as a batch.
+            0 and metrics with one value per example. All give the same loss, if no example's loss
+            depends on the messages of others. Where it does, vmap, loop and auto play each row of
+            messages as a batch, which is not the expectation over independent messages, and gather
+            cannot play it. BatchNorm in training is such a case: a warning says so.
         chunk_size: play at most so many messages (rows) at a time and recompute them in the backward
             pass, so that memory does not grow with the support.
         evaluation: what is played in evaluation mode: "greedy", the most probable message, as EGG's
@@ -145,6 +175,12 @@ class SymbolGameMarg(_Marginalization):
             is undecided, and loss and gradient stay right on average. With ``normalizer="softmax"`` in the
             sender's wrapper this is the estimator of Liu et al. (AISTATS 2019). None for the exact sum.
         train_logging_strategy, test_logging_strategy: EGG's LoggingStrategy; everything is kept if None.
+        receiver_acts: whether the receiver returns (action, log-probability, entropy), and learns by the
+            score function with the mean loss of the other examples as baseline. None for yes if it is one
+            of EGG's receivers that do (ReinforceWrapper and its like), else no.
+        coupled: what to do if an example's loss depends on the messages of other examples, which the first
+            batch with a new receiver or loss finds out by playing it a few times with messages exchanged.
+            "refuse" raises an error; "approximate" plays each row of messages as a batch, and does not look.
 
     The Interaction carries the most probable message and the receiver's output for it, a message_length
     of 1, and in ``aux``, per example: the expectation of what the loss reported; ``sender_entropy`` in nats;
@@ -153,8 +189,9 @@ class SymbolGameMarg(_Marginalization):
 
     Raises:
         TypeError, ValueError: an option is none of the above; a sender that is not wrapped; an empty
-            batch; a loss that is not one value per example; a receiver that does not cover the
-            sender's vocabulary.
+            batch; a loss that is not one value per example, depends on other examples' messages, or
+            reports a metric under a name of the game's own; a receiver that does not cover the sender's
+            vocabulary.
 
     Example:
         >>> from egg_sparse import SparsemaxWrapper
@@ -190,6 +227,8 @@ class SymbolGameMarg(_Marginalization):
         max_support: int | None = None,
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
+        receiver_acts: bool | None = None,
+        coupled: str = "refuse",
     ) -> None:
         super().__init__(
             sender_entropy_coeff,
@@ -200,6 +239,8 @@ class SymbolGameMarg(_Marginalization):
             max_support,
             train_logging_strategy,
             test_logging_strategy,
+            receiver_acts,
+            coupled,
         )
         self.sender = sender
         self.receiver = receiver

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOW_TO_GET_EGG = "pip install git+https://github.com/facebookresearch/EGG.git"
 _NEEDED = ("Trainer", "Interaction", "LoggingStrategy", "SymbolGameReinforce", "GumbelSoftmaxWrapper", "init")
+_ACTING = ("ReinforceWrapper", "ReinforceDeterministicWrapper", "RnnReceiverReinforce", "RnnReceiverDeterministic")
 
 _resolved: dict[str, Any] = {}
 
@@ -110,6 +111,13 @@ def describe() -> str:
         return f"EGG {importlib.metadata.version('EGG')}"
     except importlib.metadata.PackageNotFoundError:
         return "EGG"
+
+
+def is_acting(receiver: Any) -> bool:
+    """Whether a receiver is one of EGG's, or of the stand-in's, that return (action, log-probability, entropy)."""
+    hosts = (_resolve(), importlib.import_module("egg_sparse.standin"))
+    acting = tuple(getattr(core, name) for core in hosts for name in _ACTING if hasattr(core, name))
+    return isinstance(receiver, acting)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:

@@ -2,14 +2,120 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from egg_sparse import host, strategies
 from egg_sparse.distribution import SparseDistribution
+
+T = TypeVar("T")
+
+
+class Option(Generic[T]):
+    """An attribute that is checked whenever it is set, also after construction.
+
+    Args:
+        check: called with the attribute's name and value; raises TypeError or ValueError.
+    """
+
+    def __init__(self, check: Callable[[str, Any], None]) -> None:
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, game: None, owner: type) -> Option[T]: ...
+    @overload
+    def __get__(self, game: object, owner: type) -> T: ...
+    def __get__(self, game: object | None, owner: type) -> Option[T] | T:
+        return self if game is None else game.__dict__[self.name]
+
+    def __set__(self, game: object, value: T) -> None:
+        self.check(self.name, value)
+        game.__dict__[self.name] = value
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError unless the option is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_count(name: str, value: Any, optional: bool = True) -> None:
+    """Raises TypeError or ValueError unless the option is a positive whole number, or None if it is optional."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be {'None or ' * optional}a number of messages, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def one_of(*allowed: Any) -> Callable[[str, Any], None]:
+    """A check that raises ValueError unless the option is one of these."""
+
+    def check(name: str, value: Any) -> None:
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
+            choices = " or ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in allowed)
+            raise ValueError(f"{name} must be {choices}, got {value!r}")
+
+    return check
+
+
+class ByIdentity(Generic[T]):
+    """Values of objects, found by identity, not equality, and forgotten when the object is.
+
+    A copy is empty, since a copied game has agents of its own.
+
+    Args:
+        default: makes the value of an object that is new.
+    """
+
+    def __init__(self, default: Callable[[], T]) -> None:
+        self._default = default
+        self._values = WeakIdKeyDictionary()
+        self._kept: dict[int, tuple[Any, T]] = {}  # of objects that cannot be referred to weakly
+
+    def __getitem__(self, key: Any) -> T:
+        try:
+            return self._values.setdefault(key, self._default())
+        except TypeError:
+            return self._kept.setdefault(id(key), (key, self._default()))[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ByIdentity, (self._default,)
+
+
+@dataclass
+class KnownLoss:
+    """What a game has found out about a loss, with one receiver."""
+
+    uncoupled: bool = False
+
+
+@dataclass
+class KnownReceiver:
+    """What a game has found out about a receiver.
+
+    Attributes:
+        strategy: the strategy that "auto" plays it with; None if it has not been played so far.
+        vocab_sizes: the vocabularies that it is known to read.
+        losses: the losses that it has been played with.
+    """
+
+    strategy: str | None = None
+    vocab_sizes: set[int | None] = field(default_factory=set)
+    losses: ByIdentity[KnownLoss] = field(default_factory=lambda: ByIdentity(KnownLoss))
 
 
 class OneMessageGame(nn.Module):
@@ -17,6 +123,12 @@ class OneMessageGame(nn.Module):
 
     A subclass finds out which messages to play, and makes a loss of theirs.
     """
+
+    sender_entropy_coeff = Option[float](check_number)
+    receiver_entropy_coeff = Option[float](check_number)
+    strategy = Option[str](one_of(*strategies.STRATEGIES))
+    chunk_size = Option["int | None"](check_count)
+    receiver_acts = Option["bool | None"](one_of(None, True, False))
 
     def __init__(
         self,
@@ -26,93 +138,98 @@ class OneMessageGame(nn.Module):
         chunk_size: int | None = None,
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
+        receiver_acts: bool | None = None,
     ) -> None:
         super().__init__()
-        if strategy not in strategies.STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(strategies.STRATEGIES)}, got {strategy!r}")
-        check_count("chunk_size", chunk_size)
         self.sender_entropy_coeff = sender_entropy_coeff
         self.receiver_entropy_coeff = receiver_entropy_coeff
         self.strategy = strategy
         self.chunk_size = chunk_size
+        self.receiver_acts = receiver_acts
         self.train_logging_strategy = train_logging_strategy or host.core.LoggingStrategy()
         self.test_logging_strategy = test_logging_strategy or host.core.LoggingStrategy()
-        self._strategy_of_receiver: dict[int, str] = {}
-        self._checked_receivers: set[tuple[int, int | None]] = set()
+        self._known_receivers = ByIdentity(KnownReceiver)
 
     @property
     def _logging_strategy(self) -> Any:
         return self.train_logging_strategy if self.training else self.test_logging_strategy
 
-    def _played(
+    def _round(
         self,
-        terms: SparseDistribution,
+        distribution: Any,
         receiver: Callable,
         loss: Callable,
         sender_input: Any,
         labels: Any,
         receiver_input: Any,
         aux_input: Any,
-        greedy: bool = False,
-    ) -> strategies.Played:
-        """Receiver and loss of all rows of the terms, or of the first one if ``greedy``."""
-        if terms.probs.shape[1] == 0:
+    ) -> strategies.Round:
+        """A batch, to be played with messages of the distribution."""
+        if not distribution.batch_shape.numel():
             raise ValueError("the batch is empty: a game needs at least one example")
-        checked = id(receiver), terms.vocab_size
-        game_round = strategies.Round(
+        return strategies.Round(
             receiver,
             loss,
             sender_input,
             labels,
             receiver_input,
             aux_input,
+            acts=True if host.is_acting(receiver) and self.receiver_acts is None else self.receiver_acts,
             keep_output=self._logging_strategy.store_receiver_output,
-            vocab_size=terms.vocab_size,
-            check_vocabulary=checked not in self._checked_receivers,
+            vocab_size=getattr(distribution, "vocab_size", None),
         )
+
+    def _played(
+        self, terms: SparseDistribution, game_round: strategies.Round, greedy: bool = False
+    ) -> strategies.Played:
+        """Receiver and loss of all rows of the terms, or of the first one if ``greedy``."""
+        known = self._known_receivers[game_round.receiver]
+        game_round.first = game_round.vocab_size not in known.vocab_sizes
         greedy = greedy or len(terms.probs) == 1
         if self.strategy != "auto" or greedy:
             played = strategies.play(terms, game_round, self.strategy, self.chunk_size, greedy)
         else:
-            played, self._strategy_of_receiver[id(receiver)] = strategies.play_automatically(
-                terms, game_round, self._strategy_of_receiver.get(id(receiver)), self.chunk_size
-            )
-        self._checked_receivers.add(checked)
+            played, known.strategy = strategies.play_automatically(terms, game_round, known.strategy, self.chunk_size)
+        known.vocab_sizes.add(game_round.vocab_size)
+        game_round.first = False
         if "receiver_log_prob" not in played.values and self.receiver_entropy_coeff:
             raise ValueError(
-                "receiver_entropy_coeff must be 0 for a deterministic receiver; one that returns (output, log_prob, "
-                f"entropy), as EGG's ReinforceWrapper does, has an entropy; got {self.receiver_entropy_coeff}"
+                "receiver_entropy_coeff must be 0 for a deterministic receiver; one that returns (action, log_prob, "
+                "entropy), wrapped by EGG's ReinforceWrapper or in a game with receiver_acts=True, has an entropy; "
+                f"got {self.receiver_entropy_coeff}"
             )
         return played
 
     def _interaction(
         self,
         message: torch.Tensor,
+        game_round: strategies.Round,
         played: strategies.Played,
-        aux: dict[str, torch.Tensor],
-        sender_input: Any,
-        labels: Any,
-        receiver_input: Any,
-        aux_input: Any,
+        of_loss: dict[str, torch.Tensor],
+        of_game: dict[str, torch.Tensor],
     ) -> Any:
+        """What is logged of a batch.
+
+        Args:
+            message: the most probable, or the sampled, message of every example.
+            game_round: the batch.
+            played: what came of it.
+            of_loss: the metrics that the loss reported.
+            of_game: the metrics that the game adds.
+        """
+        for name in of_loss:
+            if name in of_game:
+                raise ValueError(f"the loss must not report {name!r}, which the game reports itself: rename it")
         return self._logging_strategy.filtered_interaction(
-            sender_input=sender_input,
-            receiver_input=receiver_input,
-            labels=labels,
-            aux_input=aux_input,
+            sender_input=game_round.sender_input,
+            receiver_input=game_round.receiver_input,
+            labels=game_round.labels,
+            aux_input=game_round.aux_input,
             message=message.detach(),
             receiver_output=None if played.receiver_output is None else played.receiver_output.detach(),
             message_length=torch.ones(len(message), device=message.device),
-            aux={name: value.detach() for name, value in aux.items()},
+            aux={name: value.detach() for name, value in {**of_loss, **of_game}.items()},
         )
-
-
-def check_count(name: str, value: int | None) -> None:
-    """Raises TypeError or ValueError unless the option is None or a positive whole number."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"{name} must be None or a number of messages, got {type(value).__name__}")
-    if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def reported(played: strategies.Played, expect: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -121,3 +238,8 @@ def reported(played: strategies.Played, expect: Callable[[torch.Tensor], torch.T
         return {
             name.removeprefix("aux/"): expect(value) for name, value in played.values.items() if name.startswith("aux/")
         }
+
+
+def of_first_row(terms: SparseDistribution) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function of values ``(K, B, ...)`` that returns those of the first row, in the type of their expectation."""
+    return lambda values: values[0].to(torch.promote_types(values.dtype, terms.probs.dtype))

@@ -1,8 +1,9 @@
 """Playing every term: how a receiver and a loss written for one message per example are evaluated on all of them.
 
 Three strategies, one result. ``vmap`` maps the plain call over the rows of the support, ``gather`` plays only the
-(message, example) pairs that have a probability, ``loop`` calls the receiver once per row. The slow, obvious
-version that they must equal is ``loop`` over the whole vocabulary.
+(message, example) pairs of non-zero probability, ``loop`` calls the receiver once per row. The slow, obvious
+version that they must equal is ``loop`` over the whole vocabulary. All of them need losses in which no example depends
+on the messages of other examples; ``egg_sparse.checks.change_by_others`` finds out.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from egg_sparse import checks
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.snapshot import Snapshot
 
 logger = logging.getLogger("egg_sparse")
 
@@ -40,7 +41,17 @@ class Played:
 
 @dataclass(repr=False)
 class Round:
-    """One batch of a game: the agents' counterparts of a plain EGG call, less the message."""
+    """One batch of a game: what a plain EGG call of receiver and loss is given, less the message.
+
+    Args:
+        receiver, loss, sender_input, labels, receiver_input, aux_input: as in EGG.
+        acts: whether the receiver returns (action, log-probability, entropy); None for no, with a warning if its
+            output looks like it.
+        keep_output: whether the receiver's output is returned as well.
+        vocab_size: the number of symbols that the receiver must be able to read; None if unknown.
+        first: whether the receiver is played for the first time, and what it can read is checked.
+        of_pairs: whether the inputs hold an example once for each of its messages.
+    """
 
     receiver: Callable
     loss: Callable
@@ -48,137 +59,36 @@ class Round:
     labels: Any
     receiver_input: Any
     aux_input: Any
-    keep_output: bool
+    acts: bool | None = None
+    keep_output: bool = False
     vocab_size: int | None = None
-    check_vocabulary: bool = True
+    first: bool = True
+    of_pairs: bool = False
+
+    @property
+    def agents(self) -> list[Any]:
+        return [self.receiver, self.loss]
 
     def __call__(self, message: torch.Tensor) -> dict[str, torch.Tensor]:
         """Plays one message per example; everything returned has the examples on axis 0."""
-        checked = (
-            _checked_vocabulary(self.receiver, message, self.vocab_size) if self.check_vocabulary else nullcontext()
-        )
-        with checked, _explained_index_error(self.vocab_size):
+        readable = checks.checked_vocabulary(self.receiver, message, self.vocab_size) if self.first else nullcontext()
+        with readable, checks.explained_index_error(self.vocab_size):
             output = self.receiver(message, self.receiver_input, self.aux_input)
-        acts = _is_action(output)
-        output, log_prob, entropy = output if acts else (output, None, None)
+        size, values = message.shape[0], {}
+        if self.acts:
+            output, values["receiver_log_prob"], values["receiver_entropy"] = checks.unpacked_action(output, size)
+        elif self.acts is None and self.first and checks.looks_like_action(output):
+            checks.warn_of_possible_action()
         returned = self.loss(self.sender_input, message, self.receiver_input, output, self.labels, self.aux_input)
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
             raise TypeError(f"the loss must return (loss per example, dict of tensors), got {type(returned).__name__}")
-        loss, aux = returned
-        size = message.shape[0]
-        _check_loss(loss, size)
-        values = {"loss": loss}
+        values["loss"], aux = returned
+        checks.check_loss(values["loss"], size)
         for name, value in aux.items():
-            values[f"aux/{name}"] = _per_example(name, value, size, message.device)
-        if acts:
-            values["receiver_log_prob"] = _per_example("receiver's log_prob", log_prob, size, message.device)
-            values["receiver_entropy"] = _per_example("receiver's entropy", entropy, size, message.device)
+            values[f"aux/{name}"] = checks.per_example(name, value, size, message.device, self.of_pairs)
         if self.keep_output and isinstance(output, torch.Tensor):
             values["receiver_output"] = output
         return values
-
-
-def _is_action(output: Any) -> bool:
-    """Whether a receiver returned (action, log-probability, entropy), as those in EGG's Reinforce wrappers do."""
-    return (
-        isinstance(output, tuple)
-        and len(output) == 3
-        and all(isinstance(part, torch.Tensor) and part.dim() <= 1 for part in output[1:])
-    )
-
-
-def _check_loss(loss: Any, size: int) -> None:
-    if not isinstance(loss, torch.Tensor):
-        raise TypeError(f"the loss must return a tensor of losses per example, got {type(loss).__name__}")
-    if loss.dim() == 0:
-        raise ValueError(
-            "the loss must return one value per example, but returned a scalar: it must not average over the batch "
-            '(for the losses of torch.nn.functional, give reduction="none")'
-        )
-    if loss.shape != (size,):
-        raise ValueError(
-            f"the loss must return one value per example, of shape ({size},), but returned shape {tuple(loss.shape)}"
-        )
-
-
-def _per_example(name: str, value: Any, size: int, device: torch.device) -> torch.Tensor:
-    """What has the examples on axis 0 as it is; anything else once for every example."""
-    if isinstance(value, (bool, int, float)):
-        value = torch.full((), float(value), device=device)
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"the loss must report tensors or numbers, but {name} is a {type(value).__name__}")
-    if value.dim() and value.shape[0] == size:
-        return value
-    if value.dim() == 1 and value.numel() == 1:
-        value = value.reshape(())
-    return value.expand(size, *value.shape)
-
-
-@contextmanager
-def _checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | None) -> Iterator[None]:
-    """Raises ValueError if the layer of the receiver that reads the message cannot read every message of the
-    sender, also where the symbols that it lacks do not occur in this batch.
-    """
-    if vocab_size is None or not isinstance(receiver, nn.Module):
-        yield
-        return
-    symbols = not message.is_floating_point()
-
-    def check(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not inputs or not _is_view(inputs[0], message):
-            return
-        if isinstance(layer, nn.Linear):
-            if symbols:
-                raise ValueError(
-                    f"the receiver reads its message with {layer}, which needs one-hot messages, but gets symbol "
-                    'ids: give the sender\'s wrapper message_format="one_hot"'
-                )
-            covered = layer.in_features
-        elif isinstance(layer, nn.Embedding):
-            if not symbols and type(layer) is nn.Embedding:
-                raise ValueError(
-                    f"the receiver reads its message with {layer}, which needs symbol ids, but gets one-hot messages: "
-                    'give the sender\'s wrapper message_format="index"'
-                )
-            covered = layer.num_embeddings
-        else:
-            return
-        if covered < vocab_size or (covered != vocab_size and not symbols):
-            raise ValueError(
-                f"the sender's vocabulary has {vocab_size} symbols, but the receiver reads them with {layer}, "
-                f"which covers {covered}"
-            )
-
-    layers = [layer for layer in receiver.modules() if isinstance(layer, (nn.Linear, nn.Embedding))]
-    hooks = [layer.register_forward_pre_hook(check) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _explained_index_error(vocab_size: int | None) -> Iterator[None]:
-    try:
-        yield
-    except IndexError as error:
-        if vocab_size is None:
-            raise
-        raise ValueError(
-            f"the receiver raised an IndexError ({error}); it must be able to read symbols 0 to {vocab_size - 1}"
-        ) from error
-
-
-def _is_view(tensor: Any, message: torch.Tensor) -> bool:
-    if tensor is message:
-        return True
-    if not isinstance(tensor, torch.Tensor):
-        return False
-    try:
-        return tensor.untyped_storage().data_ptr() == message.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # a vmapped tensor has no storage
-        return False
 
 
 def play(
@@ -251,8 +161,7 @@ def _play_loop(messages: torch.Tensor, game_round: Round, chunk_size: int | None
 def _play_gather(
     distribution: SparseDistribution, game_round: Round, chunk_size: int | None
 ) -> dict[str, torch.Tensor]:
-    receiver = game_round.receiver
-    if normalizes_over_batch(receiver):
+    if checks.batch_norms(game_round.receiver):
         raise ValueError(
             "strategy gather cannot play a receiver with BatchNorm in training: it would normalise over examples as "
             "often as they have messages; use vmap or loop"
@@ -277,17 +186,11 @@ def _play_gather(
                 )
             return value[example]
 
-        of_pairs = Round(
-            receiver,
-            _without_scalars(game_round.loss),
-            pick("sender_input", game_round.sender_input),
-            pick("labels", game_round.labels),
-            pick("receiver_input", game_round.receiver_input),
-            pick("aux_input", game_round.aux_input),
-            game_round.keep_output,
-            game_round.vocab_size,
-            game_round.check_vocabulary,
-        )
+        inputs = {
+            name: pick(name, getattr(game_round, name))
+            for name in ("sender_input", "labels", "receiver_input", "aux_input")
+        }
+        of_pairs = replace(game_round, **inputs, of_pairs=True)
         return of_pairs(distribution.messages[row, example])
 
     pairs = torch.stack((rows, examples), 1)
@@ -302,44 +205,23 @@ def _play_gather(
     return placed
 
 
-def _without_scalars(loss: Callable) -> Callable:
-    def checked(*args: Any) -> Any:
-        returned = loss(*args)
-        aux = returned[1] if isinstance(returned, tuple) and len(returned) == 2 else {}
-        for name, value in aux.items():
-            if isinstance(value, torch.Tensor) and value.dim() == 0:
-                raise ValueError(
-                    f"strategy gather needs one value of {name} per example, but the loss reports a scalar, an average "
-                    "over a batch that it sees in pieces; use vmap or loop, or return one value per example"
-                )
-        return returned
-
-    return checked
-
-
-def normalizes_over_batch(receiver: Any) -> bool:
-    """Whether an example's output depends on the others, which makes ``gather`` another computation."""
-    return isinstance(receiver, nn.Module) and any(
-        isinstance(layer, _BatchNorm) and (layer.training or not layer.track_running_stats)
-        for layer in receiver.modules()
-    )
-
-
 def play_automatically(
     distribution: SparseDistribution, game_round: Round, known: str | None, chunk_size: int | None
 ) -> tuple[Played, str]:
     """Plays with ``vmap``, or with ``loop`` where that cannot trace the receiver, and says which it was.
 
-    What is ``known`` to work is used again. ``gather`` is never chosen: whether an example's loss depends on the other
-    examples, which would make it another loss there, cannot be seen from outside.
+    What is ``known`` to work is used again. What an attempt with ``vmap`` has changed beside its result is put back.
+    ``gather`` is never chosen: whether inputs have their examples on axis 0 cannot be seen from outside.
     """
     cause: Exception | None = None
     if known != "loop":
+        before = Snapshot(game_round.agents, distribution.messages.device)
         try:
             played = play(distribution, game_round, "vmap", chunk_size, greedy=False)
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # whatever vmap cannot trace, or the receiver's own fault, which loop will raise
+            before.restore()
             cause = error
         else:
             if known is None:

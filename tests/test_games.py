@@ -1,9 +1,14 @@
 """The games against a brute-force sum over the whole vocabulary, in float64: loss and all gradients."""
 
 import copy
+import gc
+import itertools
 import math
+import pickle
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -404,27 +409,426 @@ def test_receiver_entropy(core):
         SymbolGameMarg(sender, Guesser(), squared_distance, receiver_entropy_coeff=0.5)(images, None)
 
 
-@pytest.mark.parametrize("strategy", ["vmap", "gather", "loop"])
-def test_receivers_that_return_several_tensors(strategy):
-    """Three of them are an action only if the last two are one number per example; others go to the loss."""
+class Passing(nn.Module):
+    """Returns three tensors that are no action: a number, and two more per example."""
 
-    class Encoder(nn.Module):
+    def __init__(self, widths=(1, 1, 1)):
+        super().__init__()
+        self.read = nn.Embedding(17, 6)
+        self.widths = widths
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        parts = self.read(message).split([*self.widths, 6 - sum(self.widths)], 1)[:3]
+        return tuple(part[:, 0] if width == 1 else part for part, width in zip(parts, self.widths, strict=True))
+
+
+def loss_of_three(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    value, mean, log_variance = (part if part.dim() == 1 else part.sum(1) for part in receiver_output)
+    return (value - mean).pow(2) * log_variance.exp(), {}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+@pytest.mark.parametrize("widths", [(1, 1, 1), (2, 1, 2), (2, 2, 2)])
+def test_receivers_that_return_three_tensors_of_their_own(strategy, widths):
+    """They go to the loss, with no score function added: loss and gradients are the brute-force sum."""
+    sender = SparsemaxWrapper(Sender(4, 17, 0), "entmax15")
+    game = SymbolGameMarg(sender, Passing(widths), loss_of_three, strategy=strategy, receiver_acts=False).double()
+    images = batch_of(5, 0)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss, interaction = game(images, None)
+    distribution, expected = game.sender(images, None), 0
+    for symbol in range(17):
+        prob = torch.where(distribution.messages == symbol, distribution.probs, 0).sum(0)
+        output = game.receiver(torch.full((5,), symbol))
+        expected = expected + prob * loss_of_three(None, None, None, output, None, None)[0]
+    torch.testing.assert_close(loss, expected.mean())
+    for found, wanted in zip(gradients(loss, game), gradients(expected.mean(), game), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert interaction.receiver_output is None
+    assert "receiver_entropy" not in interaction.aux
+
+
+def test_what_may_be_an_action_is_named_once():
+    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Passing(), loss_of_three)
+    images = batch_of(5, 0)[0].float()
+    with pytest.warns(RuntimeWarning, match="receiver_acts"):
+        game(images, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        game(images, None)
+        SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Passing((2, 2, 2)), loss_of_three)(images, None)
+
+
+@pytest.mark.parametrize("strategy", ["gather", "loop"])
+def test_a_receiver_of_several_actions_acts_where_the_game_is_told_so(core, strategy):
+    """The same numbers as EGG's wrapper has for one action, of which this receiver makes three alike."""
+
+    class Agent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Embedding(17, 4)
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.read(message).log_softmax(1)
+
+    class Several(nn.Module):
+        def __init__(self, one):
+            super().__init__()
+            self.one = one
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            action, log_prob, entropy = self.one(message)
+            return action[:, None].expand(-1, 3), log_prob, entropy[:, None].expand(-1, 3)
+
+    def miss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output.reshape(len(message), -1)[:, 0] != labels).double(), {}
+
+    one = core.ReinforceWrapper(Agent())
+    sender = SparsemaxWrapper(Sender(4, 17, 0), "entmax15")
+    options = {"strategy": strategy, "receiver_entropy_coeff": 0.3}
+    results = []
+    for receiver, acts in ((one, None), (Several(one), True)):
+        game = SymbolGameMarg(sender, receiver, miss, receiver_acts=acts, **options).double()
+        torch.manual_seed(1)
+        loss, interaction = game(batch_of(1, 0)[0].expand(5, -1, -1), torch.arange(5) % 4)
+        results.append([loss, interaction.aux["receiver_entropy"], *gradients(loss, game)])
+    assert len(results[0]) == len(results[1])
+    torch.manual_seed(1)
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("output", "error"), [((1, 2, 3), "tuple"), (torch.zeros(5), "Tensor"), ((torch.zeros(5, 2),) * 3, r"\(5, 2\)")]
+)
+def test_a_receiver_that_does_not_act_as_it_should(output, error):
+    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), lambda *_: output, squared_distance, receiver_acts=True)
+    with pytest.raises((TypeError, ValueError), match=error):
+        game(batch_of(5, 0)[0].float(), None)
+
+
+class TestCoupledLosses:
+    """Losses in which an example depends on the messages of others, such as in-batch negatives."""
+
+    class Reader(nn.Module):
+        def __init__(self, vocab_size=6):
+            super().__init__()
+            self.read = nn.Embedding(vocab_size, 4)
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.read(message)
+
+    @staticmethod
+    def among_the_batch(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        scores = sender_input.flatten(1)[:, :4] @ receiver_output.T
+        return F.cross_entropy(scores, torch.arange(len(scores)), reduction="none"), {}
+
+    @staticmethod
+    def of_a_neighbour(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        """Only example 6 depends on another one, 2, and by little."""
+        loss = receiver_output.sum(1)
+        return torch.where(torch.arange(len(loss)) == 6, loss + 1e-3 * loss[2], loss), {}
+
+    @staticmethod
+    def among_the_inputs(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        scores = receiver_output @ sender_input.flatten(1)[:, :4].T
+        return F.cross_entropy(scores, torch.arange(len(scores)), reduction="none"), {}
+
+    @staticmethod
+    def shifted_by_the_batch(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        """A shift that cancels but for rounding."""
+        shift = receiver_output.max()
+        return (receiver_output - shift).exp().sum(1).log() + shift, {}
+
+    def game(self, loss, receiver=None, **options):
+        sender = SparsemaxWrapper(Sender(4, 6, 0), "entmax15")
+        return SymbolGameMarg(sender, receiver or self.Reader(), loss, **options).double()
+
+    @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+    @pytest.mark.parametrize("loss", ["among_the_batch", "of_a_neighbour"])
+    def test_are_refused(self, strategy, loss):
+        game = self.game(getattr(self, loss), strategy=strategy)
+        for training in (True, False):
+            game.train(training)
+            game.evaluation = "expected"
+            with pytest.raises(ValueError, match=r'messages of the other examples .* coupled="approximate"'):
+                game(batch_of(8, 0)[0], None)
+
+    @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+    def test_negatives_that_are_inputs_are_exact(self, strategy):
+        game = self.game(self.among_the_inputs, strategy="vmap" if strategy == "gather" else strategy)
+        images = batch_of(4, 0)[0]
+        loss, _ = game(images, None)
+        torch.testing.assert_close(loss, self.enumerated(game, self.among_the_inputs, images))
+
+    def enumerated(self, game, loss, images):
+        """The expectation over independent messages of all examples together."""
+        distribution, total = game.sender(images, None), 0
+        for rows in itertools.product(range(len(distribution.probs)), repeat=len(images)):
+            prob = torch.stack([distribution.probs[row, b] for b, row in enumerate(rows)]).prod()
+            message = torch.stack([distribution.messages[row, b] for b, row in enumerate(rows)])
+            total = total + prob * loss(images, message, None, game.receiver(message), None, None)[0].mean()
+        return total
+
+    def test_rounding_is_no_dependence(self):
+        game = self.game(self.shifted_by_the_batch).float()
+        game(batch_of(64, 0)[0].float(), None)
+
+    def test_the_expectation_over_independent_messages_is_another_number(self):
+        """What is refused would be wrong: this is why."""
+        images = batch_of(4, 0)[0]
+        game = self.game(self.among_the_batch, coupled="approximate")
+        loss, _ = game(images, None)
+        assert abs(loss - self.enumerated(game, self.among_the_batch, images)) > 0.01
+
+    def test_approximate_plays_what_nobody_sends_nowhere(self):
+        """Symbols of probability 0 are no negatives: they get no gradient."""
+        images = batch_of(4, 0)[0]
+        game = self.game(self.among_the_batch, coupled="approximate")
+        gradient = torch.autograd.grad(game(images, None)[0], game.receiver.read.weight)[0]
+        sent = game.sender(images, None)
+        assert 0 < len(sent.messages[sent.mask].unique()) < 6
+        assert gradient.abs().sum(1).nonzero().flatten().tolist() == sent.messages[sent.mask].unique().tolist()
+        game.strategy = "gather"
+        with pytest.raises(ValueError, match=r"coupled.* gather"):
+            game(images, None)
+
+    @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+    @pytest.mark.parametrize("receiver_class", ["Dropping", "Acting", "Drawing", "Poisson"])
+    def test_receivers_that_draw_are_not_taken_for_coupled(self, core, strategy, receiver_class):
+        class Drawing(nn.Module):
+            """Draws with NumPy and Python, which vmap cannot see."""
+
+            def __init__(self):
+                super().__init__()
+                self.read = nn.Embedding(17, 6)
+
+            def forward(self, message, receiver_input=None, aux_input=None):
+                return self.read(message) * (1 + np.random.rand() + random.random())
+
+        class Poisson(nn.Module):
+            """How many numbers it draws depends on the message."""
+
+            def __init__(self):
+                super().__init__()
+                self.read = nn.Embedding(17, 6)
+
+            def forward(self, message, receiver_input=None, aux_input=None):
+                return torch.poisson(40 * self.read(message).detach().abs()) * self.read(message)
+
+        receivers = {
+            "Dropping": Dropping,
+            "Drawing": Drawing,
+            "Poisson": Poisson,
+            "Acting": lambda: core.ReinforceWrapper(TestCoupledLosses.Reader(17)),
+        }
+        if receiver_class in ("Acting", "Poisson") and strategy == "vmap":
+            return  # torch.func.vmap cannot trace all of these
+        receiver = receivers[receiver_class]()
+
+        def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+            return receiver_output.double().reshape(len(message), -1).sum(1), {}
+
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0), "softmax"), receiver, loss, strategy=strategy)
+        game(batch_of(16, 0)[0].float(), None)
+
+    def test_the_question_changes_nothing(self):
+        """Neither random numbers nor buffers, whatever the receiver does."""
+
+        class Counting(Dropping):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("calls", torch.zeros(()))
+
+            def forward(self, message, receiver_input=None, aux_input=None):
+                self.calls += 1
+                np.random.rand(), random.random()
+                return super().forward(message)
+
+        results = []
+        for coupled in ("refuse", "approximate"):
+            torch.manual_seed(0), np.random.seed(0), random.seed(0)
+            game = SymbolGameMarg(
+                SparsemaxWrapper(Sender(4, 17, 0)), Counting(), squared_distance, strategy="loop", coupled=coupled
+            )
+            loss, interaction = game(batch_of(8, 0)[0].float(), None)
+            loss.backward()
+            assert game.receiver.calls == interaction.aux["decoder_calls"][0]
+            results.append([loss.item(), torch.rand(1).item(), np.random.rand(), random.random()])
+        assert results[0] == results[1]
+
+    def test_is_asked_once_per_receiver_and_loss(self):
+        calls = []
+
+        class Recording(TestCoupledLosses.Reader):
+            def forward(self, message, receiver_input=None, aux_input=None):
+                calls.append(len(message))
+                return super().forward(message)
+
+        game = self.game(self.shifted_by_the_batch, Recording(), strategy="loop")
+        images = batch_of(5, 0)[0]
+        game(images[:1], None)  # of one example nothing can be asked
+        counts = []
+        for _ in range(3):
+            calls.clear()
+            game(images, None)
+            counts.append(len(calls))
+        rows = len(game.sender(images, None).probs)
+        assert counts == [rows + 2 + 2 * 3, rows, rows]
+        calls.clear()
+        game.loss = self.of_a_neighbour
+        game(images, None)
+        assert len(calls) > rows
+
+    def test_batchnorm_is_named_once(self):
+        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0), "softmax"), Normalizing(), squared_distance).double()
+        game.strategy = "loop"
+        images = batch_of(8, 0)[0]
+        with pytest.warns(RuntimeWarning, match="BatchNorm1d"):
+            game(images, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            game(images, None)
+
+    def test_batchnorm_hides_no_other_dependence(self):
+        class NormalizingReader(Normalizing):
+            def forward(self, message, receiver_input=None, aux_input=None):
+                return super().forward(message)[:, :4]
+
+        game = SymbolGameMarg(
+            SparsemaxWrapper(Sender(4, 17, 0), "softmax"), NormalizingReader(), self.among_the_batch, strategy="loop"
+        ).double()
+        with pytest.warns(RuntimeWarning, match="BatchNorm1d"), pytest.raises(ValueError, match="coupled"):
+            game(batch_of(8, 0)[0], None)
+        assert game.receiver.norm.training
+
+
+class TestTheFailedAttemptOfAuto:
+    class Failing(nn.Module):
+        """Counts, replaces a buffer and draws, and then does what vmap cannot trace."""
+
         def __init__(self):
             super().__init__()
             self.read = nn.Embedding(17, 6)
+            self.norm = nn.BatchNorm1d(6, momentum=None)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(5))
 
         def forward(self, message, receiver_input=None, aux_input=None):
-            read = self.read(message)
-            return read, read[:, :2], read[:, 2:4]
+            self.calls += 1
+            self.last = message.double()
+            noise = torch.rand(len(message), 1) + np.random.rand() + random.random()
+            return self.norm(self.read(message) * noise)
 
-    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
-        reconstruction, mean, log_variance = receiver_output
-        return (reconstruction.sum(1) - mean.sum(1) - log_variance.sum(1)).pow(2), {}
+    def test_leaves_nothing_behind(self):
+        results = []
+        for strategy in ("auto", "loop"):
+            torch.manual_seed(0), np.random.seed(0), random.seed(0)
+            sender = SparsemaxWrapper(Sender(4, 17, 0), "entmax15")
+            game = SymbolGameMarg(sender, self.Failing(), squared_distance, strategy=strategy).double()
+            images = batch_of(5, 0)[0]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                for _ in range(2):
+                    game.zero_grad()
+                    loss, _ = game(images, None)
+                    loss.backward()
+            results.append((game.state_dict(), [p.grad for p in game.parameters()], torch.rand(1), np.random.rand()))
+        torch.testing.assert_close(*results, atol=0, rtol=0)
 
-    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Encoder(), loss, strategy=strategy)
-    _, interaction = game(batch_of(5, 0)[0].float(), None)
-    assert interaction.receiver_output is None
-    assert "receiver_entropy" not in interaction.aux
+    def test_a_shared_encoder_keeps_its_graph(self):
+        """What sender and receiver share is put back without the sender's graph noticing."""
+        norm = nn.BatchNorm1d(4)
+
+        class NormalizingSender(Sender):
+            def forward(self, images, aux_input=None):
+                return self.linear(norm(images[:, 0])).log_softmax(1)
+
+        class NormalizingReceiver(Receiver):
+            def __init__(self):
+                super().__init__(4, 17, 0, one_hot=False)
+                self.norm = norm
+
+            def forward(self, message, images, aux_input=None):
+                return super().forward(message, self.norm(images.flatten(0, 1)).view_as(images))
+
+        game = SymbolGameMarg(SparsemaxWrapper(NormalizingSender(4, 17, 0)), NormalizingReceiver(), nll).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            game(*batch_of(5, 0))[0].backward()
+
+
+class TestMetrics:
+    @staticmethod
+    def reporting(**metrics):
+        def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+            per_example, _ = nll(sender_input, message, receiver_input, receiver_output, labels, aux_input)
+            return per_example, {name: metric(receiver_output, labels) for name, metric in metrics.items()}
+
+        return loss
+
+    @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+    def test_whole_numbers_and_truths_are_numbers_in_training_and_evaluation(self, core, strategy):
+        game = game_of("sparsemax", strategy, "index", 17, 0)
+        game.loss = self.reporting(
+            hit=lambda output, labels: output.argmax(1) == labels, rank=lambda output, labels: output.argmax(1)
+        )
+        for training in (True, False):
+            _, interaction = game.train(training)(*batch_of(5, 0))
+            assert {interaction.aux[name].dtype for name in ("hit", "rank")} == {torch.float64}
+            core.ConsoleLogger(as_json=True).aggregate_print(0.0, interaction, "test", 1)
+
+    @pytest.mark.parametrize(
+        "metric",
+        [
+            lambda output, labels: output.mean(),
+            lambda output, labels: output.mean().reshape(1),
+            lambda output, labels: output.mean(0),
+            lambda output, labels: output.mean(1)[None],
+            lambda output, labels: output.mean().item(),
+        ],
+    )
+    def test_gather_refuses_what_is_no_value_per_example(self, metric):
+        game = game_of("softmax", "gather", "index", 17, 0)
+        game.loss = self.reporting(odd=metric)
+        with pytest.raises(ValueError, match=r"gather .* odd"):
+            game(*batch_of(5, 0))
+
+    @pytest.mark.parametrize("name", ["support", "sender_entropy", "decoder_calls"])
+    def test_names_of_the_game_are_refused(self, name):
+        game = game_of("sparsemax", "auto", "index", 17, 0)
+        game.loss = self.reporting(**{name: lambda output, labels: labels})
+        with pytest.raises(ValueError, match=name):
+            game(*batch_of(5, 0))
+
+
+def test_what_is_known_of_a_receiver_is_forgotten_with_it(caplog):
+    """Python gives the identity of an object that is gone to a new one."""
+    caplog.set_level("INFO", logger="egg_sparse")
+    mechanics = CommunicationMarg()
+    images = batch_of(5, 0)[0].float()
+    sender = SparsemaxWrapper(Sender(4, 17, 0), "softmax")
+    seen = {}
+    for receiver_class in (Peeking, Dropping) * 20:
+        receiver = receiver_class()
+        caplog.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mechanics(sender, receiver, squared_distance, images, None)
+        by_vmap = caplog.messages == ["strategy auto plays this receiver with vmap"]
+        assert by_vmap == (receiver_class is Dropping)
+        seen.setdefault(id(receiver), set()).add(receiver_class)
+        del receiver
+        gc.collect()
+    assert any(len(classes) == 2 for classes in seen.values()), "no identity was used again, so nothing was tested"
+
+
+def test_pickle():
+    game = game_of("sparsemax", "auto", "index", 17, 1)
+    batch = batch_of(5, 1)
+    loss, _ = game(*batch)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(game))(*batch)[0], loss)
 
 
 def test_logging_strategies(core):
@@ -598,15 +1002,29 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("options", "error"),
         [
-            ({"strategy": "map"}, "strategy must be one of auto, vmap, gather, loop, got 'map'"),
-            ({"chunk_size": 0}, "chunk_size must be at least 1"),
-            ({"chunk_size": 2.0}, "chunk_size must be None or a number of messages, got float"),
-            ({"evaluation": "argmax"}, "evaluation must be"),
+            ({"strategy": "map"}, "strategy .*'map'"),
+            ({"chunk_size": 0}, "chunk_size .* 0"),
+            ({"chunk_size": 2.0}, "chunk_size .* float"),
+            ({"evaluation": "argmax"}, "evaluation .*'argmax'"),
+            ({"max_support": 0}, "max_support .* 0"),
+            ({"max_support": True}, "max_support .* bool"),
+            ({"sender_entropy_coeff": math.nan}, "sender_entropy_coeff .* nan"),
+            ({"receiver_entropy_coeff": math.inf}, "receiver_entropy_coeff .* inf"),
+            ({"sender_entropy_coeff": "0.1"}, "sender_entropy_coeff .* str"),
+            ({"receiver_acts": "yes"}, "receiver_acts .*'yes'"),
+            ({"coupled": "accept"}, "coupled .*'accept'"),
         ],
     )
     def test_options(self, options, error):
+        """At construction, and whenever they are set."""
         with pytest.raises((TypeError, ValueError), match=error):
             CommunicationMarg(**options)
+        game = CommunicationMarg()
+        ((name, value),) = options.items()
+        before = getattr(game, name)
+        with pytest.raises((TypeError, ValueError), match=error):
+            setattr(game, name, value)
+        assert getattr(game, name) == before
 
     def test_an_error_of_the_receiver_is_shown_as_it_is(self):
         class Broken(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.estimators.score_function import check_evaluation, sampled_from
-from egg_sparse.one_message_game import OneMessageGame, reported
+from egg_sparse.estimators.score_function import sampled_from
+from egg_sparse.one_message_game import OneMessageGame, Option, of_first_row, one_of, reported
 
 
 class RelaxedWrapper(nn.Module):
@@ -101,6 +101,8 @@ class SymbolGameRelaxed(OneMessageGame):
         torch.Size([8, 100])
     """
 
+    evaluation = Option[str](one_of("greedy", "sampled"))
+
     def __init__(
         self,
         sender: RelaxedWrapper,
@@ -118,7 +120,6 @@ class SymbolGameRelaxed(OneMessageGame):
         )
         if not isinstance(sender, RelaxedWrapper):
             raise TypeError(f"the sender must be a RelaxedWrapper, got {type(sender).__name__}")
-        check_evaluation(evaluation)
         self.evaluation = evaluation
         self.sender = sender
         self.receiver = receiver
@@ -128,13 +129,12 @@ class SymbolGameRelaxed(OneMessageGame):
         self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
     ) -> tuple[torch.Tensor, Any]:
         message, entropy = self.sender.with_entropy(sender_input, aux_input, self.evaluation == "sampled")
-        context = (sender_input, labels, receiver_input, aux_input)
         terms = SparseDistribution(message[None], torch.ones_like(message[None, :, 0]), validate_args=False)
-        played = self._played(terms, self.receiver, self.loss, *context, greedy=True)
-        losses = played.values["loss"][0]
-        aux = reported(played, lambda values: values[0])
-        aux["sender_entropy"] = entropy
-        aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
+        game_round = self._round(terms, self.receiver, self.loss, sender_input, labels, receiver_input, aux_input)
+        played = self._played(terms, game_round, greedy=True)
+        expect = of_first_row(terms)
+        losses = expect(played.values["loss"])
+        aux = {"sender_entropy": entropy, "decoder_calls": played.decoder_calls.to(losses.dtype)}
         return losses.mean() - self.sender_entropy_coeff * entropy.mean(), self._interaction(
-            message, played, aux, *context
+            message, game_round, played, reported(played, expect), aux
         )

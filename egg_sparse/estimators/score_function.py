@@ -10,7 +10,7 @@ from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.families import BitVectors, Symbols
-from egg_sparse.one_message_game import OneMessageGame, check_count, reported
+from egg_sparse.one_message_game import OneMessageGame, Option, check_count, one_of, reported
 
 BASELINES = ("none", "running_mean", "sample", "leave_one_out")
 
@@ -62,7 +62,7 @@ class SymbolGameScoreFunction(OneMessageGame):
         n_samples: messages per example and step.
         sender_entropy_coeff: of the sender's exact entropy in nats, which is subtracted.
         receiver_entropy_coeff: the same for a receiver that acts, wrapped by EGG's ReinforceWrapper.
-        strategy, chunk_size, train_logging_strategy, test_logging_strategy: as in SymbolGameMarg.
+        strategy, chunk_size, receiver_acts, train_logging_strategy, test_logging_strategy: as in SymbolGameMarg.
         evaluation: what is played in evaluation mode: "greedy", the most probable message, or "sampled", one that is
             drawn.
 
@@ -91,6 +91,9 @@ class SymbolGameScoreFunction(OneMessageGame):
     "leave_one_out" Kool, van Hoof and Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!" (ICLR 2019).
     """
 
+    evaluation = Option[str](one_of("greedy", "sampled"))
+    n_samples = Option[int](lambda name, value: check_count(name, value, optional=False))
+
     mean_loss: torch.Tensor
     n_losses: torch.Tensor
 
@@ -108,6 +111,7 @@ class SymbolGameScoreFunction(OneMessageGame):
         evaluation: str = "greedy",
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
+        receiver_acts: bool | None = None,
     ) -> None:
         super().__init__(
             sender_entropy_coeff,
@@ -116,21 +120,23 @@ class SymbolGameScoreFunction(OneMessageGame):
             chunk_size,
             train_logging_strategy,
             test_logging_strategy,
+            receiver_acts,
         )
         if not isinstance(baseline, nn.Module) and baseline not in BASELINES:
             raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, or a module, got {baseline!r}")
-        check_count("n_samples", n_samples)
-        if baseline == "leave_one_out" and n_samples < 2:
-            raise ValueError(f'baseline "leave_one_out" needs n_samples of at least 2, got {n_samples}')
-        check_evaluation(evaluation)
         self.evaluation = evaluation
         self.sender = sender
         self.receiver = receiver
         self.loss = loss
         self.baseline = baseline
         self.n_samples = n_samples
+        self._check_samples()
         self.register_buffer("mean_loss", torch.zeros(()))
         self.register_buffer("n_losses", torch.zeros((), dtype=torch.long))
+
+    def _check_samples(self) -> None:
+        if self.baseline == "leave_one_out" and self.n_samples < 2:
+            raise ValueError(f'baseline "leave_one_out" needs n_samples of at least 2, got {self.n_samples}')
 
     def extra_repr(self) -> str:
         name = "network" if isinstance(self.baseline, nn.Module) else self.baseline
@@ -139,14 +145,17 @@ class SymbolGameScoreFunction(OneMessageGame):
     def forward(
         self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
     ) -> tuple[torch.Tensor, Any]:
+        self._check_samples()
         distribution = sampled_from(self.sender, sender_input, aux_input)
-        context = (sender_input, labels, receiver_input, aux_input)
+        game_round = self._round(
+            distribution, self.receiver, self.loss, sender_input, labels, receiver_input, aux_input
+        )
 
         def play(messages: torch.Tensor) -> tuple[SparseDistribution, Any]:
             rows, batch = messages.shape[:2]
             probs = torch.full((rows, batch), 1 / rows, device=messages.device)
             terms = SparseDistribution(messages, probs, distribution.vocab_size, validate_args=False)
-            return terms, self._played(terms, self.receiver, self.loss, *context)
+            return terms, self._played(terms, game_round)
 
         with torch.no_grad():
             n_samples = self.n_samples if self.training else int(self.evaluation == "sampled")
@@ -155,7 +164,7 @@ class SymbolGameScoreFunction(OneMessageGame):
         losses = played.values["loss"]
         entropy = distribution.entropy()
         optimized_loss = losses.mean() - self.sender_entropy_coeff * entropy.mean()
-        aux = reported(played, terms.expectation)
+        aux = {}
         log_prob = distribution.log_prob(messages)
         if "receiver_log_prob" in played.values:
             log_prob = log_prob + played.values["receiver_log_prob"]
@@ -170,7 +179,9 @@ class SymbolGameScoreFunction(OneMessageGame):
             aux["baseline"] = baseline.mean(0).expand(losses.shape[1])
         aux["sender_entropy"] = entropy
         aux["decoder_calls"] = calls.to(losses.dtype)
-        return optimized_loss, self._interaction(messages[0], played, aux, *context)
+        return optimized_loss, self._interaction(
+            messages[0], game_round, played, reported(played, terms.expectation), aux
+        )
 
     def _baseline(
         self, losses: torch.Tensor, sender_input: Any, distribution: Symbols | BitVectors, play: Callable
@@ -196,12 +207,6 @@ class SymbolGameScoreFunction(OneMessageGame):
         self.n_losses += 1
         self.mean_loss += (losses.mean() - self.mean_loss) / self.n_losses
         return baseline, 0.0, 0
-
-
-def check_evaluation(evaluation: str) -> None:
-    """Raises ValueError unless it is what a sampling game can play in evaluation mode."""
-    if evaluation not in ("greedy", "sampled"):
-        raise ValueError(f'evaluation must be "greedy" or "sampled", got {evaluation!r}')
 
 
 def sampled_from(sender: Callable, sender_input: Any, aux_input: Any) -> Symbols | BitVectors:

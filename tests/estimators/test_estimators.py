@@ -247,7 +247,12 @@ def test_trains_in_eggs_trainer_with_acting_receivers(kind):
 
     sampler = (BitVectorSampler if kind == "bits" else SymbolSampler)(Scores(kind, 6))
     game = SymbolGameScoreFunction(
-        sampler, read, lambda *a: ((a[3] != 1).float(), {}), sender_entropy_coeff=0.1, receiver_entropy_coeff=0.1
+        sampler,
+        read,
+        lambda *a: ((a[3] != 1).float(), {}),
+        sender_entropy_coeff=0.1,
+        receiver_entropy_coeff=0.1,
+        receiver_acts=True,
     )
     optimized, interaction = game(torch.zeros(6, 1), None)
     optimized.backward()

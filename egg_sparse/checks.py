@@ -1,0 +1,237 @@
+"""What a receiver and a loss may return, and whether the sum over an example's own messages is its expected loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from egg_sparse.snapshot import Snapshot
+
+
+def looks_like_action(output: Any) -> bool:
+    """Whether a receiver's output has the shape of (action, log-probability, entropy)."""
+    return (
+        isinstance(output, tuple)
+        and len(output) == 3
+        and all(isinstance(part, torch.Tensor) and part.dim() <= 1 for part in output[1:])
+    )
+
+
+def warn_of_possible_action() -> None:
+    """Warns that a receiver's three tensors go to the loss as they are."""
+    warnings.warn(
+        "the receiver returns three tensors, which go to the loss as they are; give the game receiver_acts=True if "
+        "they are (action, log-probability, entropy), or False to silence this",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def unpacked_action(output: Any, size: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The action of a receiver that acts, its log-probability ``(B,)`` and its entropy ``(B,)``.
+
+    Of several actions per example, the log-probability is that of all together, the entropy their mean.
+    """
+    if not (isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, torch.Tensor) for part in output)):
+        raise TypeError(
+            "a receiver that acts must return (action, log-probability, entropy), three tensors; "
+            f"got {type(output).__name__}"
+        )
+    action, log_prob, entropy = output
+    if log_prob.shape not in ((), (1,), (size,)):
+        raise ValueError(
+            f"the receiver's log-probability must be one number per example, ({size},), got {tuple(log_prob.shape)}"
+        )
+    if entropy.dim() > 1:
+        entropy = entropy.flatten(1).mean(1)
+    return action, log_prob.expand(size), entropy.expand(size)
+
+
+def check_loss(loss: Any, size: int) -> None:
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f"the loss must return a tensor of losses per example, got {type(loss).__name__}")
+    if loss.dim() == 0:
+        raise ValueError(
+            "the loss must return one value per example, but returned a scalar: it must not average over the batch "
+            '(for the losses of torch.nn.functional, give reduction="none")'
+        )
+    if loss.shape != (size,):
+        raise ValueError(
+            f"the loss must return one value per example, of shape ({size},), but returned shape {tuple(loss.shape)}"
+        )
+
+
+def per_example(name: str, value: Any, size: int, device: torch.device, of_pairs: bool) -> torch.Tensor:
+    """What the loss reported under a name, with the examples on axis 0.
+
+    What has no value per example, such as an average over the batch, stands there once for every example. Of pairs of
+    examples and messages there is no such average: how many there are of an example depends on its support.
+    """
+    if not isinstance(value, (torch.Tensor, bool, int, float)):
+        raise TypeError(f"the loss must report tensors or numbers, but {name} is a {type(value).__name__}")
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == size:
+        return value
+    if of_pairs:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"the number {value}"
+        raise ValueError(
+            f"strategy gather needs one value of {name} per example, but the loss, which gets {size} pairs of examples "
+            f"and messages, reports {got}; use vmap or loop, or return one value per example"
+        )
+    if not isinstance(value, torch.Tensor):
+        value = torch.full((), float(value), device=device)
+    if value.dim() == 1 and value.numel() == 1:
+        value = value.reshape(())
+    return value.expand(size, *value.shape)
+
+
+@contextmanager
+def checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | None) -> Iterator[None]:
+    """Raises ValueError if the layer of the receiver that reads the message cannot read every message of the
+    sender, also where the symbols that it lacks do not occur in this batch.
+    """
+    if vocab_size is None or not isinstance(receiver, nn.Module):
+        yield
+        return
+    symbols = not message.is_floating_point()
+
+    def check(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not inputs or not _is_view(inputs[0], message):
+            return
+        if isinstance(layer, nn.Linear):
+            if symbols:
+                raise ValueError(
+                    f"the receiver reads its message with {layer}, which needs one-hot messages, but gets symbol "
+                    'ids: give the sender\'s wrapper message_format="one_hot"'
+                )
+            covered = layer.in_features
+        elif isinstance(layer, nn.Embedding):
+            if not symbols and type(layer) is nn.Embedding:
+                raise ValueError(
+                    f"the receiver reads its message with {layer}, which needs symbol ids, but gets one-hot messages: "
+                    'give the sender\'s wrapper message_format="index"'
+                )
+            covered = layer.num_embeddings
+        else:
+            return
+        if covered < vocab_size or (covered != vocab_size and not symbols):
+            raise ValueError(
+                f"the sender's vocabulary has {vocab_size} symbols, but the receiver reads them with {layer}, "
+                f"which covers {covered}"
+            )
+
+    layers = [layer for layer in receiver.modules() if isinstance(layer, (nn.Linear, nn.Embedding))]
+    hooks = [layer.register_forward_pre_hook(check) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def explained_index_error(vocab_size: int | None) -> Iterator[None]:
+    try:
+        yield
+    except IndexError as error:
+        if vocab_size is None:
+            raise
+        raise ValueError(
+            f"the receiver raised an IndexError ({error}); it must be able to read symbols 0 to {vocab_size - 1}"
+        ) from error
+
+
+def _is_view(tensor: Any, message: torch.Tensor) -> bool:
+    if tensor is message:
+        return True
+    if not isinstance(tensor, torch.Tensor):
+        return False
+    try:
+        return tensor.untyped_storage().data_ptr() == message.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a vmapped tensor has no storage
+        return False
+
+
+def batch_norms(receiver: Any) -> list[_BatchNorm]:
+    """The layers that make an example's output depend on the other examples, and on their messages."""
+    if not isinstance(receiver, nn.Module):
+        return []
+    return [
+        layer
+        for layer in receiver.modules()
+        if isinstance(layer, _BatchNorm) and (layer.training or not layer.track_running_stats)
+    ]
+
+
+def warn_of_batch_norms(layers: list[_BatchNorm]) -> None:
+    """Warns of :func:`batch_norms`, if there are any."""
+    if layers:
+        warnings.warn(
+            f"{type(layers[0]).__name__} in training normalizes an example by the messages of the other examples in "
+            "the batch: each row of messages is played as a batch of its own, so that the expected loss is "
+            "approximate; LayerNorm or GroupNorm keep it exact",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@torch.no_grad()
+def change_by_others(
+    losses_of: Callable[[torch.Tensor], torch.Tensor], messages: torch.Tensor, agents: list[Any]
+) -> float | None:
+    r"""The largest change of an example's loss when the messages of other examples are exchanged, and its own is not.
+
+    Every pair of examples is tried: in the round of a binary digit, the examples whose number has that digit get
+    another message, and the losses of the others are compared; then the other way round. Every call begins with the
+    same random numbers and the same buffers, which are restored at the end.
+
+    Args:
+        losses_of: plays one message per example, ``(B,)`` or ``(B, D)``; returns losses ``(B,)``.
+        messages: two messages per example, ``(2, B)`` or ``(2, B, D)``.
+        agents: the receiver and the loss that are called.
+
+    Returns:
+        The change; 0 where it is within rounding; None where it cannot be told, since the losses of the same messages
+        differ between two calls, or the number of random draws depends on the messages.
+    """
+    size = messages.shape[1]
+    layers = batch_norms(agents[0])
+    if any(not layer.track_running_stats for layer in layers):
+        return None
+    before = Snapshot(agents, messages.device)
+    drawn: list[torch.Tensor] = []
+
+    def played(message: torch.Tensor) -> torch.Tensor:
+        before.restore()
+        losses = losses_of(message)
+        drawn.append(torch.get_rng_state())
+        return losses.to(torch.promote_types(losses.dtype, torch.float32))
+
+    own = messages[0]
+    try:
+        for layer in layers:
+            layer.training = False
+        losses = played(own)
+        largest, scale = torch.zeros_like(losses[0]), losses.abs().amax()
+        reproducible = torch.equal(losses, played(own))
+        numbers = torch.arange(size, device=messages.device)
+        for digit in range((size - 1).bit_length()) if reproducible else ():
+            for value in (0, 1):
+                exchanged = (numbers >> digit) & 1 == value
+                message = torch.where(exchanged.view(-1, *(1,) * (own.dim() - 1)), messages[1], own)
+                others = played(message)
+                largest = torch.maximum(largest, torch.where(exchanged, 0, (others - losses).abs()).amax())
+                scale = torch.maximum(scale, others.abs().amax())
+    finally:
+        for layer in layers:
+            layer.training = True
+        before.restore()
+    if not reproducible or not all(torch.equal(state, drawn[0]) for state in drawn):
+        return None
+    rounding = 32 * torch.finfo(losses.dtype).eps * scale
+    return float(torch.where(largest > rounding, largest, 0))
