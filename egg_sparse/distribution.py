@@ -81,6 +81,9 @@ class SparseDistribution(Distribution):
         self.messages = messages
         self.probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
         self.vocab_size = vocab_size
+        #: ``(K, B)`` without gradient, of supports that were bounded by resampling: 1 over the probability that the
+        #: message was drawn. None of others.
+        self.ratios: torch.Tensor | None = None
         #: ``(B,)`` bool, of mappings that may leave terms out: where they left out none. None of other mappings.
         self.is_exact: torch.Tensor | None = None
         #: ``(B,)``, of mappings that iterate: by how much, at most, their objective is below its optimum. Else None.
@@ -130,6 +133,11 @@ class SparseDistribution(Distribution):
     def mask(self) -> torch.Tensor:
         """``(K, B)`` bool: True at the terms, False at the padding."""
         return self.probs > 0
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """``(K, B)``: what expectations multiply with. ``probs``, times ``ratios`` of a resampled support."""
+        return self.probs if self.ratios is None else self.ratios * self.probs
 
     @property
     def support_size(self) -> torch.Tensor:
@@ -208,7 +216,9 @@ class SparseDistribution(Distribution):
         return self.messages
 
     def expectation(self, values: torch.Tensor) -> torch.Tensor:
-        r""":math:`\sum_k p_{kb}\, v_{kb}`, for values of every term.
+        r""":math:`\sum_k w_{kb}\, v_{kb}`, for values of every term.
+
+        The weights w are the probabilities; of a resampled support, they make this an unbiased estimate.
 
         What stands in a padded row, NaN and infinities included, changes neither the result nor
         any gradient.
@@ -224,8 +234,8 @@ class SparseDistribution(Distribution):
                 f"values must start with (K, B) = {tuple(self.probs.shape)}, got shape {tuple(values.shape)}"
             )
         trailing = (1,) * (values.dim() - 2)
-        mask, probs = self.mask.view(*self.probs.shape, *trailing), self.probs.reshape(*self.probs.shape, *trailing)
-        return (probs * torch.where(mask, values, torch.zeros_like(values))).sum(0)
+        mask, weights = (part.reshape(*self.probs.shape, *trailing) for part in (self.mask, self.weights))
+        return (weights * torch.where(mask, values, torch.zeros_like(values))).sum(0)
 
     def entropy(self) -> torch.Tensor:
         r"""``(B,)``, in nats: :math:`-\sum_k p_{kb} \log p_{kb}`. Its gradient is finite at padding."""
