@@ -79,7 +79,7 @@ def test_step_temperature_below_the_minimum_is_kept():
     agent = host.core.GumbelSoftmaxWrapper(torch.nn.Identity(), temperature=0.3)
     StepTemperature(agent, 10, decay=1.0).on_epoch_begin(5)
     assert agent.temperature == 0.3
-    with pytest.raises(ValueError, match="update_frequency must be at least 1"):
+    with pytest.raises(ValueError, match=r"update_frequency .* 0"):
         StepTemperature(agent, 10, decay=1.0, update_frequency=0)
 
 
@@ -89,7 +89,7 @@ def test_entropy_coefficient_updater():
     for epoch in (1, 4):
         updater.on_epoch_begin(epoch)
         assert game.sender_entropy_coeff == 1 / epoch
-    with pytest.raises(TypeError, match="must have a sender_entropy_coeff, Identity has none"):
+    with pytest.raises(TypeError, match=r"sender_entropy_coeff.* Identity"):
         EntropyCoefficientUpdater(torch.nn.Identity(), lambda epoch: 1.0)
 
 

@@ -29,7 +29,7 @@ def test_expectation_is_the_sum_over_terms():
     values = torch.randn(3, 3, 2, 4, dtype=torch.float64)
     slow = torch.stack([sum(d.probs[k, b] * values[k, b] for k in range(3)) for b in range(3)])
     torch.testing.assert_close(d.expectation(values), slow)
-    with pytest.raises(ValueError, match=r"values must start with \(K, B\) = \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"values .*\(2, 3, 2, 4\)"):
         d.expectation(values[:2])
 
 
@@ -224,17 +224,17 @@ def test_sample_frequencies():
 @pytest.mark.parametrize(
     ("messages", "probs", "error"),
     [
-        ([[1]], torch.ones(1, 1), "messages must be a tensor"),
-        (torch.zeros(1, 2).long(), torch.ones(2), "probs must be floating point of shape"),
-        (torch.zeros(1, 2).long(), torch.ones(1, 3), r"\(K, B\) = \(1, 3\) as in probs"),
-        (torch.zeros(1, 2), torch.ones(1, 2), "integer symbol ids"),
-        (torch.zeros(1, 2, 3).long(), torch.ones(1, 2), "floating-point vectors"),
-        (torch.zeros(0, 2).long(), torch.ones(0, 2), "at least one row"),
-        (torch.zeros(1, 2).long(), torch.tensor([[1.0, math.nan]]), "non-negative and not NaN"),
-        (torch.zeros(1, 2).long(), torch.tensor([[1.0, 0.5]]), "sum to 1"),
-        (torch.zeros(2, 1).long(), torch.tensor([[0.2], [0.8]]), "descending"),
-        (torch.tensor([[4, 4], [1, 4]]), torch.full((2, 2), 0.5), "messages must differ"),
-        (torch.tensor([[[1.0, 0]], [[1.0, 0]]]), torch.full((2, 1), 0.5), "messages must differ"),
+        ([[1]], torch.ones(1, 1), "messages .* list"),
+        (torch.zeros(1, 2).long(), torch.ones(2), r"probs .*\(2,\)"),
+        (torch.zeros(1, 2).long(), torch.ones(1, 3), r"messages .*\(1, 3\).*\(1, 2\)"),
+        (torch.zeros(1, 2), torch.ones(1, 2), r"messages .*float32.*\(1, 2\)"),
+        (torch.zeros(1, 2, 3).long(), torch.ones(1, 2), r"messages .*int64.*\(1, 2, 3\)"),
+        (torch.zeros(0, 2).long(), torch.ones(0, 2), "messages .* K = 0"),
+        (torch.zeros(1, 2).long(), torch.tensor([[1.0, math.nan]]), "probs .*NaN"),
+        (torch.zeros(1, 2).long(), torch.tensor([[1.0, 0.5]]), "probs .*sum"),
+        (torch.zeros(2, 1).long(), torch.tensor([[0.2], [0.8]]), "probs .*descending"),
+        (torch.tensor([[4, 4], [1, 4]]), torch.full((2, 2), 0.5), "messages .*differ"),
+        (torch.tensor([[[1.0, 0]], [[1.0, 0]]]), torch.full((2, 1), 0.5), "messages .*differ"),
         (torch.tensor([[10]]), torch.ones(1, 1), "vocab_size.* 10"),
         (torch.tensor([[-1]]), torch.ones(1, 1), "messages .*-1"),
     ],

@@ -99,7 +99,7 @@ def test_equals_brute_force(normalizer, strategy, message_format, vocab_size, si
     game = game_of(normalizer, strategy, message_format, vocab_size, axis)
     batch = batch_of(size, axis)
     if strategy == "gather" and axis == 1:
-        with pytest.raises(ValueError, match="gather needs the examples on axis 0 of sender_input"):
+        with pytest.raises(ValueError, match=r"gather .* sender_input"):
             game(*batch)
         return
     loss, interaction = game(*batch)
@@ -165,7 +165,7 @@ def test_chunks_change_nothing(strategy, chunk_size):
     whole, _ = game(*batch)
     game.chunk_size = chunk_size
     if strategy == "vmap" and not vmap_can_be_recomputed():
-        with pytest.raises(RuntimeError, match="chunk_size needs torch"):
+        with pytest.raises(RuntimeError, match=r"chunk_size .* vmap"):
             game(*batch)
         return
     in_chunks, _ = game(*batch)
@@ -216,7 +216,7 @@ def test_greedy_evaluation_plays_the_mode_and_expected_the_sum():
     assert torch.equal(interaction.message_length, torch.ones(5))
     game.evaluation = "expected"
     torch.testing.assert_close(game(images, labels, candidates)[0], training_loss)
-    with pytest.raises(ValueError, match='evaluation must be "greedy" or "expected"'):
+    with pytest.raises(ValueError, match=r"evaluation .*'sampled'"):
         game.evaluation = "sampled"
 
 
@@ -270,7 +270,7 @@ def test_what_vmap_cannot_trace_is_played_by_loop(receiver_class):
     sender = SparsemaxWrapper(Sender(4, 17, 1), "entmax15")
     game = SymbolGameMarg(sender, receiver_class(), distance_of_axis_1).double()
     images = batch_of(5, 1)[0]
-    with pytest.warns(RuntimeWarning, match="strategy auto calls the receiver once per message"):
+    with pytest.warns(RuntimeWarning, match=r"auto .*loop"):
         loss, _ = game(images, None, images)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -305,7 +305,7 @@ def test_dropout_differs_between_messages(strategy):
 def test_batchnorm_is_not_gathered():
     game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Normalizing(), squared_distance, strategy="gather")
     images = batch_of(5, 0)[0].float()
-    with pytest.raises(ValueError, match="gather cannot play a receiver with BatchNorm in training"):
+    with pytest.raises(ValueError, match=r"gather .* BatchNorm"):
         game(images, None)
     game.evaluation = "expected"
     game.eval()
@@ -343,7 +343,7 @@ def test_scalars_that_a_loss_reports_are_expanded(core):
     torch.testing.assert_close(results["vmap"], results["loop"])
     game = game_of("sparsemax", "gather", "index", 17, 0)
     game.loss = loss
-    with pytest.raises(ValueError, match="gather needs one value of acc per example"):
+    with pytest.raises(ValueError, match=r"gather .* acc "):
         game(*batch_of(5, 0))
 
 
@@ -405,7 +405,7 @@ def test_receiver_entropy(core):
     )
     loss, interaction = deterministic(images, None)
     assert interaction.aux["receiver_entropy"].tolist() == [0.0] * 5
-    with pytest.raises(ValueError, match="receiver_entropy_coeff must be 0 for a deterministic receiver"):
+    with pytest.raises(ValueError, match=r"receiver_entropy_coeff .* 0\.5"):
         SymbolGameMarg(sender, Guesser(), squared_distance, receiver_entropy_coeff=0.5)(images, None)
 
 
@@ -911,7 +911,7 @@ class TestMistakes:
 
     def test_sender_not_wrapped(self):
         game = SymbolGameMarg(Sender(4, 17, 1), Receiver(4, 17, 1, False), nll)
-        with pytest.raises(TypeError, match="wrap the agent with SparsemaxWrapper; it returned Tensor"):
+        with pytest.raises(TypeError, match=r"SparsemaxWrapper.* Tensor"):
             game(*self.batch())
 
     @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
@@ -923,16 +923,16 @@ class TestMistakes:
             SparsemaxWrapper(Sender(4, 17, 0)), Receiver(4, 17, 0, False), averaged, strategy=strategy
         )
         images, labels, candidates = batch_of(5, 0)
-        with pytest.raises(ValueError, match="must not average over the batch"):
+        with pytest.raises(ValueError, match=r"loss .* average"):
             game(images.float(), labels, candidates.float())
 
     @pytest.mark.parametrize(
         ("result", "error"),
         [
-            (torch.zeros(5, 2), r"shape \(5,\), but returned shape \(5, 2\)"),
-            (1.0, r"must return \(loss per example, dict of tensors\), got float"),
-            ((1.0, {}), "must return a tensor of losses"),
-            ((torch.zeros(5), {"note": "fine"}), "note is a str"),
+            (torch.zeros(5, 2), r"loss .*\(5,\).*\(5, 2\)"),
+            (1.0, r"loss .* float"),
+            ((1.0, {}), "loss .* float"),
+            ((torch.zeros(5), {"note": "fine"}), "note .* str"),
         ],
     )
     def test_other_losses(self, result, error):
@@ -943,22 +943,22 @@ class TestMistakes:
 
     def test_empty_batch(self):
         game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
-        with pytest.raises(ValueError, match="the batch is empty"):
+        with pytest.raises(ValueError, match=r"batch .* empty"):
             game(torch.zeros(3, 0, 4), torch.zeros(0).long(), torch.zeros(3, 0, 4))
 
     def test_scores_that_are_not_finite(self):
         images, labels, candidates = self.batch()
         game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
-        with pytest.raises(ValueError, match="scores must be finite"):
+        with pytest.raises(ValueError, match=r"scores .* finite"):
             game(images * math.nan, labels, candidates)
 
     @pytest.mark.parametrize("strategy", ["auto", "vmap", "loop"])
     @pytest.mark.parametrize(
         ("message_format", "one_hot", "covered", "error"),
         [
-            ("index", False, 16, "vocabulary has 17 symbols, .* covers 16"),
-            ("one_hot", True, 16, "vocabulary has 17 symbols, .* covers 16"),
-            ("one_hot", True, 18, "vocabulary has 17 symbols, .* covers 18"),
+            ("index", False, 16, "17 .* 16"),
+            ("one_hot", True, 16, "17 .* 16"),
+            ("one_hot", True, 18, "17 .* 18"),
             ("index", True, 17, 'message_format="one_hot"'),
             ("one_hot", False, 17, 'message_format="index"'),
         ],
@@ -996,7 +996,7 @@ class TestMistakes:
                 return self.table[message].log_softmax(1)
 
         game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1), "softmax"), Table(), nll)
-        with pytest.raises(ValueError, match="must be able to read symbols 0 to 16"):
+        with pytest.raises(ValueError, match="symbols 0 to 16"):
             game(*self.batch())
 
     @pytest.mark.parametrize(

@@ -275,19 +275,19 @@ def test_greedy_in_evaluation():
     [
         (
             lambda s, r: SymbolGameScoreFunction(s, r, loss, baseline="mean"),
-            "baseline must be one of none, running_mean",
+            "baseline .*'mean'",
         ),
-        (lambda s, r: SymbolGameScoreFunction(s, r, loss, baseline="leave_one_out"), "needs n_samples of at least 2"),
-        (lambda s, r: SymbolGameScoreFunction(s, r, loss, n_samples=0), "n_samples must be at least 1, got 0"),
-        (lambda s, r: RelaxedWrapper(s, temperature=0.0), "temperature must be a finite number above 0"),
-        (lambda s, r: SymbolGameRelaxed(s, r, loss), "the sender must be a RelaxedWrapper, got BitVectorSampler"),
-        (lambda s, r: BitVectorSampler(s, temperature=-1), "temperature must be a finite number above 0"),
-        (lambda s, r: SymbolGameMarg(s, r, loss, max_support=0), "max_support must be at least 1, got 0"),
-        (lambda s, r: SymbolGameMarg(s, r, loss, max_support=1.5), "max_support must be None or a number of messages"),
-        (lambda s, r: SymbolGameScoreFunction(s.agent, r, loss)(torch.zeros(2, 1), None), "wrap the agent with Symbol"),
+        (lambda s, r: SymbolGameScoreFunction(s, r, loss, baseline="leave_one_out"), "leave_one_out.* n_samples .* 1"),
+        (lambda s, r: SymbolGameScoreFunction(s, r, loss, n_samples=0), "n_samples .* 0"),
+        (lambda s, r: RelaxedWrapper(s, temperature=0.0), r"temperature .* 0\.0"),
+        (lambda s, r: SymbolGameRelaxed(s, r, loss), "RelaxedWrapper.* BitVectorSampler"),
+        (lambda s, r: BitVectorSampler(s, temperature=-1), "temperature .*-1"),
+        (lambda s, r: SymbolGameMarg(s, r, loss, max_support=0), "max_support .* 0"),
+        (lambda s, r: SymbolGameMarg(s, r, loss, max_support=1.5), "max_support .* float"),
+        (lambda s, r: SymbolGameScoreFunction(s.agent, r, loss)(torch.zeros(2, 1), None), "SymbolSampler"),
         (
             lambda s, r: SymbolGameScoreFunction(s, r, loss, baseline=nn.Identity())(torch.zeros(2, 1), None),
-            r"the baseline must return one value per example, of shape \(2,\), got \(2, 1\)",
+            r"baseline .*\(2,\).*\(2, 1\)",
         ),
     ],
 )
@@ -298,5 +298,5 @@ def test_refuses(build, error):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_refuses_scores(value):
-    with pytest.raises(ValueError, match="scores must be finite: 2 of 2"):
+    with pytest.raises(ValueError, match=r"scores .* 2 of 2"):
         BitVectorSampler(lambda *_: torch.full((1, 2), value))(None)
