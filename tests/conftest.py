@@ -1,12 +1,17 @@
 """Shared fixtures: both hosts, seeds, and what is skipped where."""
 
+import importlib.util
 import os
+import pathlib
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 
 from egg_sparse import host, standin
+from egg_sparse.mappings import topk
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # processes of several threads each would wait for one another on the same cores
@@ -24,6 +29,19 @@ def egg() -> ModuleType:
 def core(request) -> ModuleType:
     """egg_sparse's stand-in, and the real egg.core where it is installed."""
     return standin if request.param == "standin" else request.getfixturevalue("egg")
+
+
+@pytest.fixture
+def accelerator() -> Iterator:
+    """An emulated GPU, see ``tests/accelerator.py``; what is made on it stays behind when the test ends."""
+    if "accelerator" not in sys.modules:
+        path = pathlib.Path(__file__).with_name("accelerator.py")
+        spec = importlib.util.spec_from_file_location("accelerator", path)
+        sys.modules["accelerator"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["accelerator"])
+    with sys.modules["accelerator"].emulated() as device:
+        yield device
+    topk._candidates_on.cache_clear()
 
 
 @pytest.fixture(autouse=True)
