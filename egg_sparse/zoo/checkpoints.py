@@ -117,9 +117,19 @@ def newest(folder: pathlib.Path) -> tuple[pathlib.Path, int] | None:
     Every newer one that is damaged is named on standard error.
     """
     final = folder / "final.tar"
-    for path in [*([final] if final.is_file() else []), *numbered(folder)]:
-        try:
-            return path, int(host.load_checkpoint(path).epoch)
-        except ValueError as error:
-            print(f"# passing over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
-    return None
+    found = _whole(final) if final.is_file() else None
+    for path in numbered(folder):
+        if found and int(path.stem) <= found[1]:
+            break  # a run that goes on with more epochs has a final.tar of fewer
+        newer = _whole(path)
+        if newer:
+            return newer
+    return found
+
+
+def _whole(path: pathlib.Path) -> tuple[pathlib.Path, int] | None:
+    try:
+        return path, int(host.load_checkpoint(path).epoch)
+    except ValueError as error:
+        print(f"# passing over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
+        return None
