@@ -59,6 +59,24 @@ BOUNDS = {
 }
 """Of the options that EGG adds: what they can be."""
 
+PATHS = (
+    "checkpoint_dir",
+    "data_root",
+    "load_from_checkpoint",
+    "out",
+    "resume",
+    "root",
+    "tensorboard_dir",
+    "warm_start_path",
+)
+"""Options that name a file or a folder."""
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
+    return text
+
 
 class ZooParser(argparse.ArgumentParser):
     """A parser that bounds the options that EGG adds, may give them other defaults, and knows what was given.
@@ -72,19 +90,22 @@ class ZooParser(argparse.ArgumentParser):
         self.defaults = defaults
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.given: set[str] = set()
+        self.of_run: list[str] = []
+        """Options of the run that is tested or resumed, which those of the command line override."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:  # type: ignore[override]
         action = super().add_argument(*args, **kwargs)
         if action.dest == "optimizer":
             action.choices = OPTIMIZERS
-        action.type = BOUNDS.get(action.dest, action.type)
+        action.type = _path if action.dest in PATHS else BOUNDS.get(action.dest, action.type)
         if action.dest in self.defaults:
             action.default = self.defaults[action.dest]
             action.help = re.sub(r"\s*\(default: .*?\)", "", action.help or "") + f" (default: {action.default})"
         return action
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        opts = super().parse_args(args, namespace)
+        args = sys.argv[1:] if args is None else args
+        opts = super().parse_args([*self.of_run, *args], namespace)
         defaults = [(action, action.default) for action in self._actions]
         try:
             for action in self._actions:

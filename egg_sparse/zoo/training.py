@@ -85,18 +85,52 @@ def sampling_game(
 
 
 def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
+EXCLUSIVE = {
+    "--evaluate": (("--resume", "--out", "--preemptable"), "it tests one checkpoint, and writes nothing"),
+    "--resume": (
+        ("--out", "--load_from_checkpoint", "--preemptable"),
+        "it goes on in its folder, from the newest checkpoint there",
+    ),
+}
+"""Options that contradict others, and why."""
+
+TRAINING_OPTIONS = (
+    "batch_size",
+    "checkpoint_dir",
+    "checkpoint_freq",
+    "fp16",
+    "keep",
+    "lr",
+    "lr_schedule",
+    "n_epochs",
+    "on_nan",
+    "optimizer",
+    "random_seed",
+    "tensorboard",
+    "update_freq",
+    "validation_freq",
+    "weight_decay",
+)
+"""Options that have no effect with ``--evaluate``."""
+
+
     """The options; with ``--evaluate`` or ``--resume``, those of the run that is meant, and what is given."""
     resumed = _value_of("--resume", params)
-    if "--evaluate" in params:
+    for option, (others, why) in EXCLUSIVE.items():
+        for other in others:
+            if _is_given(option, params) and _is_given(other, params):
+                parser.error(f"{option} excludes {other}: {why}")
+    if _is_given("--evaluate", params):
         checkpoint = _value_of("--load_from_checkpoint", params)
         if checkpoint is None:
             parser.error("--evaluate needs --load_from_checkpoint, the checkpoint to test")
-        params = [*as_arguments(run_folder.load_options(checkpoint)), *params]
+        parser.of_run = as_arguments(run_folder.load_options(checkpoint))
     elif resumed is not None:
-        saved = run_folder.load_options_of(pathlib.Path(resumed))
-        params = [*as_arguments(saved), *params, f"--out={resumed}"]
+        parser.of_run = as_arguments(run_folder.load_options_of(pathlib.Path(resumed)))
     opts = core.init(parser, params)
     if opts.distributed_context.is_distributed:
+    if opts.resume:
+        opts.out = opts.resume
         opts.random_seed = _common_seed(opts)
     if opts.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -147,9 +181,9 @@ def warn_unused(
     data_options: Mapping[str, tuple[str, ...]],
     mode_options: Mapping[str, tuple[str, ...]],
 ) -> None:
-    """One warning for every given option that has no effect in this mode, or with this data."""
-    if opts.evaluate or opts.resume:
-        return
+    """One warning for every given option that has no effect in this mode, with this data or in a mere test."""
+    if opts.evaluate:
+        parser.warn_unused(TRAINING_OPTIONS, "with --evaluate")
     parser.warn_unused([name for name, modes in mode_options.items() if opts.mode not in modes], f"in mode {opts.mode}")
     parser.warn_unused(
         [name for name, sources in data_options.items() if opts.data not in sources], f"with --data {opts.data}"
@@ -161,6 +195,10 @@ def _value_of(name: str, params: list[str]) -> str | None:
     value = ""
     for option, following in itertools.pairwise([*params, ""]):
         if option == name:
+def _is_given(name: str, params: list[str]) -> bool:
+    return any(param.partition("=")[0] == name for param in params)
+
+
             value = following
         elif option.startswith(f"{name}="):
             value = option.partition("=")[2]

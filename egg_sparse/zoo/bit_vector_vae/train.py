@@ -49,7 +49,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="A VAE whose latent is a vector of bits, by exact sparse marginalization or by sampling.",
-        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.002, "checkpoint_freq": 1},
+        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.002, "checkpoint_freq": 1, "lr_schedule": "constant"},
     )
     option, count, not_negative = parser.add_argument, number(int, at_least=1), number(float, at_least=0)
     option("--mode", choices=MODES, default="sparsemap", help="how the sender learns (default: sparsemap)")
@@ -83,7 +83,6 @@ def build_parser() -> ZooParser:
     validation = "importance samples per validation image, 0 for none"
     option("--validation_nll_samples", type=number(int, at_least=0), default=16, help=f"{validation} (default: 16)")
     training.add_run_options(parser, "bit_vector_vae")
-    parser.set_defaults(lr_schedule="constant")
     return parser
 
 
@@ -91,10 +90,9 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
     opts = training.parse(parser, params)
     training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    if not (opts.evaluate or opts.resume):
-        parser.warn_unused(["max_len", "vocab_size"], "in this game: messages are bit-vectors")
-        if not opts.entropy_warmup:
-            parser.warn_unused(["entropy_start"], "without --entropy_warmup")
+    parser.warn_unused(["max_len", "vocab_size"], "in this game: messages are bit-vectors")
+    if not opts.entropy_warmup:
+        parser.warn_unused(["entropy_start"], "without --entropy_warmup")
     if opts.budget is not None and opts.decomposition == "threshold":
         parser.error("--decomposition threshold cannot keep a --budget; use systematic or active_set")
     return opts

@@ -47,7 +47,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="A VAE of images whose class is a message, learnt from few labels.",
-        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005, "checkpoint_freq": 1},
+        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005, "checkpoint_freq": 1, "lr_schedule": "constant"},
     )
     option, count, not_negative = parser.add_argument, number(int, at_least=1), number(float, at_least=0)
     modes = "exact marginalization, score function, NVIL, sum-and-sample or Gumbel-Softmax"
@@ -72,7 +72,6 @@ def build_parser() -> ZooParser:
     option("--warm_start_path", default=None, help="start from the agents of this checkpoint, of --labeled_only, say")
     option("--labeled_only", action="store_true", help="learn from the labelled images alone")
     training.add_run_options(parser, "semi_supervised_vae")
-    parser.set_defaults(lr_schedule="constant")
     return parser
 
 
@@ -86,8 +85,10 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     if opts.mode in ("sfe", "nvil", "gs") and opts.normalizer != "softmax":
         parser.error(f"--normalizer must be softmax in mode {opts.mode}, which samples, got {opts.normalizer}")
     training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    if not (opts.evaluate or opts.resume):
-        parser.warn_unused(["max_len", "vocab_size"], "in this game: a message is one of the ten classes")
+    parser.warn_unused(["max_len", "vocab_size"], "in this game: a message is one of the ten classes")
+    if opts.evaluate or opts.load_from_checkpoint:
+        warm = ["warm_start_epochs", "warm_start_lr", "warm_start_path"]
+        parser.warn_unused(warm, "where the agents come from a checkpoint")
     return opts
 
 

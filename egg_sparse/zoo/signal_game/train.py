@@ -127,8 +127,7 @@ def parse_options(params: list[str]) -> argparse.Namespace:
             )
         opts.vocab_size = opts.latent_size
     training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    if not (opts.evaluate or opts.resume):
-        parser.warn_unused(["max_len"], "in this game: messages have one symbol")
+    parser.warn_unused(["max_len"], "in this game: messages have one symbol")
     opts.latent_size = None
     return opts
 
