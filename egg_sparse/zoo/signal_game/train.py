@@ -29,6 +29,7 @@ EGGS_BASELINES = {
     "none": core.baselines.NoBaseline,
 }
 VALIDATION_GAMES, TEST_GAMES = 1024, 10_000
+EVALUATION_BATCH = 64
 VALIDATION_SEED, TEST_SEED = 20200724, 20200725
 
 # Options of one mode alone; given with another, they draw a warning.
@@ -214,17 +215,18 @@ def _target(images: torch.Tensor) -> torch.Tensor:
 
 
 def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str, data.GameLoader]:
-    sizes: dict[str, Any] = {"game_size": opts.game_size, "batch_size": opts.batch_size, "same": bool(opts.same)}
+    sizes: dict[str, Any] = {"game_size": opts.game_size, "same": bool(opts.same)}
 
     def fixed(part: data.Images, games: int, seed: int, name: str) -> data.GameLoader:
-        n_batches = max(1, games // opts.batch_size)
-        return data.GameLoader(part, n_batches=n_batches, seed=seed, fixed=True, name=name, **sizes)
+        batches: dict[str, Any] = {"batch_size": EVALUATION_BATCH, "n_batches": max(1, games // EVALUATION_BATCH)}
+        return data.GameLoader(part, seed=seed, fixed=True, name=name, **batches, **sizes)
 
     return {
         "validation": fixed(images.validation, VALIDATION_GAMES, VALIDATION_SEED, "validation"),
         "test": fixed(images.test, TEST_GAMES, TEST_SEED, "test"),
         "train": data.GameLoader(
             images.train,
+            batch_size=opts.batch_size,
             n_batches=opts.batches_per_epoch,
             seed=opts.random_seed,
             part=training.part_of_batch(opts),
@@ -233,35 +235,73 @@ def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str
     }
 
 
+@torch.no_grad()
+def play_exactly(
+    opts: argparse.Namespace, sender: nn.Module, receiver: Receiver, loader: Iterable, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Plays games over all messages of the distribution that the sender was trained with, each game once.
+
+    Args:
+        opts: all options.
+        sender: the agent that returns scores of symbols.
+        receiver: the agent that returns log-probabilities of candidates.
+        loader: batches of games.
+        device: where they are played.
+
+    Returns:
+        Per game, on the CPU: ``acc`` with the most probable message, which is ``message``; and in exact expectation
+        over messages ``acc_expected``, ``nll``, ``support`` and ``decoder_calls``.
+    """
+    one_hot = opts.mode == "gs"
+    normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
+    wrapped = SparsemaxWrapper(sender, normalizer, message_format="one_hot" if one_hot else "index")
+    kept = core.LoggingStrategy(False, False, False, False, True, True, False)
+    game = SymbolGameMarg(
+        wrapped, receiver, loss_nll_and_report, strategy="vmap", evaluation="expected", test_logging_strategy=kept
+    )
+    game.to(device).eval()
+    figures: dict[str, list[torch.Tensor]] = {}
+    for batch in loader:
+        on_device = core.batch.Batch(*batch).to(device)
+        _, played = game(*on_device)
+        message = played.message.argmax(-1) if one_hot else played.message
+        greedy = {"acc": (played.receiver_output.argmax(dim=1) == on_device.labels).float(), "message": message}
+        for name, value in {**played.aux, "acc_expected": played.aux["acc"], **greedy}.items():
+            figures.setdefault(name, []).append(value.cpu())
+    return {name: torch.cat(values) for name, values in figures.items()}
+
+
+@torch.no_grad()
+def play_sampled(
+    sender: nn.Module, receiver: Receiver, one_hot: bool, loader: Iterable, device: torch.device
+) -> torch.Tensor:
+    """Success per game, on the CPU, with one symbol that is drawn from the sender's softmax."""
+    successes = []
+    for batch in loader:
+        sender_input, labels, receiver_input = (part.to(device) for part in batch)
+        scores = sender(sender_input)
+        message = torch.distributions.Categorical(logits=scores).sample()
+        if one_hot:
+            message = F.one_hot(message, scores.shape[-1]).to(scores.dtype)
+        successes.append((receiver(message, receiver_input).argmax(dim=1) == labels).float().cpu())
+    return torch.cat(successes)
+
+
 def evaluate(
     opts: argparse.Namespace, sender: nn.Module, receiver: Receiver, loader: Iterable, device: torch.device
 ) -> dict[str, float]:
     """Tests agents, however they were trained: with the most probable message, and exactly in expectation over the
     messages of the distribution that they were trained with.
     """
-    one_hot = opts.mode == "gs"
-    normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
-    wrapped = SparsemaxWrapper(sender, normalizer, message_format="one_hot" if one_hot else "index")
-    keep_messages = core.LoggingStrategy(False, False, False, False, True, False, False)
-    game = SymbolGameMarg(wrapped, receiver, loss_nll_and_report, strategy="vmap", test_logging_strategy=keep_messages)
-    game.to(device).eval()
-
-    def play(evaluation: str) -> Any:
-        game.evaluation = evaluation
-        with torch.no_grad():
-            batches = (core.batch.Batch(*batch).to(device) for batch in loader)
-            return core.Interaction.from_iterable([game(*batch)[1].to("cpu") for batch in batches])
-
-    greedy, expected = play("greedy"), play("expected")
-    messages = greedy.message.argmax(-1) if one_hot else greedy.message
-    means = {name: float(value.mean()) for name, value in expected.aux.items()}
+    figures = play_exactly(opts, sender, receiver, loader, device)
+    means = {name: float(figures[name].mean()) for name in ("acc", "acc_expected", "nll", "support", "decoder_calls")}
     return {
-        "acc": float(greedy.aux["acc"].mean()),
-        "acc_expected": means["acc"],
+        "acc": means["acc"],
+        "acc_expected": means["acc_expected"],
         "loss": means["nll"],
         "support": means["support"],
         "decoder_calls": means["decoder_calls"] if opts.mode == "marg" else _calls_in_training(opts),
-        "messages_used": len(torch.unique(messages)),
+        "messages_used": len(torch.unique(figures["message"])),
     }
 
 
@@ -293,13 +333,18 @@ def main(params: list[str]) -> dict[str, Any] | None:
     sender, receiver = build_agents(opts, images.n_features)
     game = build_game(opts, sender, receiver)
     training.load_for_evaluation(opts, game)
-    if not opts.evaluate:
-        train(opts, game, loaders)
+    run = None if opts.evaluate else train(opts, game, loaders, sender, receiver)
     results = evaluate(opts, sender, receiver, loaders["test"], opts.device) if leader else None
     return training.finish(opts, results, started)
 
 
-def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, data.GameLoader]) -> None:
+def train(
+    opts: argparse.Namespace,
+    game: nn.Module,
+    loaders: dict[str, data.GameLoader],
+    sender: nn.Module,
+    receiver: Receiver,
+) -> training.Run | None:
     """Trains the game, and fills the run folder."""
     callbacks = []
     if opts.mode == "gs":
