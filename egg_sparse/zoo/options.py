@@ -155,7 +155,7 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
     logger = logging.getLogger("egg_sparse")
     logger.setLevel(logging.INFO)
     logger.addHandler(notes)
-    run_folder.current = None
+    run_folder.current, run_folder.trained = None, False
     main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
     try:
@@ -168,7 +168,11 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
         return error.code if isinstance(error.code, int) else 1
     except (KeyboardInterrupt, Terminated) as error:
         terminated = isinstance(error, Terminated)
-        goes_on = f"; python -m {prog} --resume {run_folder.current} goes on" if run_folder.current else ""
+        goes_on = ""
+        if run_folder.current:
+            does = "only tests" if run_folder.trained else "goes on"
+            after = " in the test, after the training had ended" if run_folder.trained else ""
+            goes_on = f"{after}; python -m {prog} --resume {run_folder.current} {does}"
         print(f"{prog}: {'terminated' if terminated else 'interrupted'}{goes_on}", file=sys.stderr, flush=True)
         return 143 if terminated else 130
     except Exception as error:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from egg_sparse.zoo import run_folder
+
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+"""Colors that the color-blind can tell apart, of Okabe and Ito."""
 
 
 def grid(images: torch.Tensor, columns: int, path: pathlib.Path, title: str) -> None:
@@ -24,7 +32,7 @@ def grid(images: torch.Tensor, columns: int, path: pathlib.Path, title: str) -> 
     axes.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize="small")
     axes.set_axis_off()
-    figure.savefig(path, dpi=120)
+    run_folder.save_figure(figure, path)
 
 
 def histogram(values: torch.Tensor, path: pathlib.Path, label: str) -> None:
@@ -40,4 +48,144 @@ def histogram(values: torch.Tensor, path: pathlib.Path, label: str) -> None:
     axes.bar(numbers.tolist(), counts.tolist())
     axes.set(xlabel=label, ylabel="test images")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120)
+    run_folder.save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over epochs.
+
+    Args:
+        phase: "train" or "validation".
+        metric: its name in ``metrics.jsonl``.
+        kind: what tells it from the panel's other curves of this phase, such as "greedy".
+        test: the name of the same quantity in the results of the test, which is drawn at the last epoch.
+        test_kind: ``kind`` of that quantity, where it is another.
+    """
+
+    phase: str
+    metric: str
+    kind: str = ""
+    test: str | None = None
+    test_kind: str | None = None
+
+    def label(self, phase: str, kind: str) -> str:
+        return f"{phase}, {kind}" if kind else phase
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves of one quantity.
+
+    Args:
+        quantity: the label of the vertical axis, with the unit.
+        curves: what is drawn, the training's curve and up to two of the validation.
+        chance: the value that guessing has.
+    """
+
+    quantity: str
+    curves: tuple[Curve, ...]
+    chance: float | None = None
+
+
+def compared(quantity: str, metric: str, test: str | None = None, training: str = "") -> Panel:
+    """A panel of a metric that has one meaning in training, validation and test.
+
+    Args:
+        quantity: the label of the vertical axis.
+        metric: its name.
+        test: its name in the results of the test.
+        training: what tells the training's messages from the others.
+    """
+    return Panel(quantity, (Curve("train", metric, training), Curve("validation", metric, test=test)))
+
+
+def curves(
+    history: list[dict[str, Any]],
+    results: dict[str, Any],
+    panels: Iterable[Panel],
+    path: pathlib.Path,
+    title: str,
+) -> None:
+    """Draws panels of metrics over epochs, each curve with its name beside it; nothing if none was reported.
+
+    Args:
+        history: the records of ``metrics.jsonl``.
+        results: what the test found.
+        panels: what to draw. A panel, or a curve, that was not reported is left out.
+        path: the PNG.
+        title: what stands above all.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [panel for panel in panels if any(_points(history, curve) for curve in panel.curves)]
+    if not shown:
+        return
+    columns = len(shown) if len(shown) < 4 else 2
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, panel in enumerate(shown, 1):
+        _draw(figure.add_subplot(rows, columns, position), panel, history, results)
+    figure.suptitle(title, fontsize="medium")
+    run_folder.save_figure(figure, path)
+
+
+def _points(history: list[dict[str, Any]], curve: Curve) -> list[tuple[int, float]]:
+    return [
+        (record["epoch"], record[curve.metric])
+        for record in history
+        if record["mode"] == curve.phase and curve.metric in record
+    ]
+
+
+def _draw(axes: Any, panel: Panel, history: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    labels: list[tuple[float, str, str]] = []  # where, what, and in which color
+    validation_colors = iter((_ORANGE, _GREEN))
+    last_epoch = max(record["epoch"] for record in history)
+    for curve in panel.curves:
+        train = curve.phase == "train"
+        color = _BLUE if train else next(validation_colors)
+        points = _points(history, curve)
+        if points:
+            epochs, values = zip(*points, strict=True)
+            marker = "." if len(points) < 30 else None
+            axes.plot(epochs, values, "--" if train else "-", color=color, marker=marker)
+            labels.append((values[-1], curve.label("training" if train else curve.phase, curve.kind), color))
+        if curve.test in results:
+            value = results[curve.test]
+            axes.plot([last_epoch], [value], "D", color=color, markeredgecolor="white", markersize=8, clip_on=False)
+            kind = curve.kind if curve.test_kind is None else curve.test_kind
+            labels.append((value, f"{curve.label('test', kind)}: {value:.4g}", color))
+    if panel.chance is not None:
+        axes.axhline(panel.chance, color=_GREY, linestyle=":")
+        labels.append((panel.chance, f"chance: {panel.chance:.4g}", _GREY))
+    axes.set(xlabel="epoch", ylabel=panel.quantity)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    _write_beside(axes, labels)
+
+
+_LINE = 0.075  # of the height of the axes
+
+
+def _write_beside(axes: Any, labels: list[tuple[float, str, str]]) -> None:
+    """Writes labels to the right of the axes at their values, as far apart as lines of text are."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    labels = sorted(labels)
+    heights = [(value - low) / (high - low) for value, _, _ in labels]
+    places = list(heights)
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + _LINE)
+    top = 1.0
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], top)
+        top = places[i] - _LINE
+    for height, place, (_, text, color) in zip(heights, places, labels, strict=True):
+        kwargs = {"transform": axes.transAxes, "color": color, "clip_on": False}
+        axes.plot([1.0, 1.04], [height, place], linewidth=0.8, **kwargs)
+        axes.text(1.05, place, text, fontsize="small", verticalalignment="center", **kwargs)

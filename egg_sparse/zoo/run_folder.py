@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pathlib
+import secrets
 import time
 from typing import Any
 
@@ -30,47 +31,115 @@ _NOT_SAVED = {
 current: pathlib.Path | None = None
 """The folder of the run of this process, once it has one."""
 
+trained = False
+"""Whether the training of that run has ended, so that its test alone is left."""
 
-def create(out: str | None, experiment: str, name: str, goes_on: bool) -> pathlib.Path:
-    """Makes the folder.
+
+def create(opts: argparse.Namespace, experiment: str, goes_on: bool, unchanged: bool = False) -> pathlib.Path:
+    """Makes the folder of a run and writes ``opts.json``, which marks the folder as the run's own.
 
     Args:
-        out: the folder; None for one of a new name in ``runs/experiment``.
+        opts: all options; without ``--out`` the folder gets a new name in ``runs/experiment``.
         experiment: the folder of runs of one kind.
-        name: what the new name starts with.
-        goes_on: the run continues an earlier one, whose folder it may be.
+        goes_on: whether the run continues the one that is in the folder.
+        unchanged: whether an ``opts.json`` that is there stays as it is.
 
     Raises:
-        OSError: it cannot be written to.
-        ValueError: it holds another run, whose metrics would mix with this one's.
+        OSError: the folder cannot be written to.
+        ValueError: the folder holds another run, whose metrics would mix with this one's.
     """
-    folder = (
-        pathlib.Path(out) if out else pathlib.Path("runs") / experiment / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    global current, trained
+    named = pathlib.Path("runs") / experiment / f"{opts.mode}-{opts.random_seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = pathlib.Path(opts.out) if opts.out else named
     try:
+        folder = folder if opts.out else _make_new(named)
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        file = folder / OPTIONS_FILE
+        if goes_on:
+            if not (unchanged and file.is_file()):
+                _replace(file, _saved(opts))
+        elif not _claim(file, _saved(opts)):
+            raise ValueError(f"--out: {folder} holds a run already; choose another folder, or --resume {folder}")
     except OSError as error:
         raise OSError(f"--out: cannot write to the run folder {folder}: {error.strerror or error}") from error
-    if (folder / OPTIONS_FILE).exists() and not goes_on:
-        raise ValueError(f"--out: {folder} holds a run already; choose another folder, or --resume {folder}")
-    global current
-    current = folder
+    current, trained = folder, False
     return folder
 
 
-def save_options(folder: pathlib.Path, opts: argparse.Namespace) -> None:
+def _make_new(folder: pathlib.Path) -> pathlib.Path:
+    """Makes a folder of this name, or with a number behind it where another run has that one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    number, made = 1, folder
+    while True:
+        try:
+            made.mkdir()
+            return made
+        except FileExistsError:
+            number += 1
+            made = folder.with_name(f"{folder.name}-{number}")
+
+
+def _saved(opts: argparse.Namespace) -> str:
     saved = {name: value for name, value in sorted(vars(opts).items()) if name not in _NOT_SAVED}
-    _replace(folder / OPTIONS_FILE, json.dumps(saved, indent=2) + "\n")
+    return json.dumps(saved, indent=2) + "\n"
+
+
+def _unfinished(file: pathlib.Path) -> pathlib.Path:
+    """A name beside a file that no other process writes to."""
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.unfinished")
 
 
 def _replace(file: pathlib.Path, text: str) -> None:
     """Writes a file so that at any moment there is the whole old one or the whole new one."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    unfinished = _unfinished(file)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _claim(file: pathlib.Path, text: str) -> bool:
+    """Writes a new file, whole or not at all. Returns False, and writes nothing, where the file exists: of several
+    processes one alone succeeds.
+    """
+    unfinished = _unfinished(file)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        try:
+            os.link(unfinished, file)
+        except FileExistsError:
+            raise
+        except OSError:  # the file system has no hard links
+            with file.open("x", encoding="utf-8") as opened:
+                opened.write(text)
+    except FileExistsError:
+        return False
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return True
+
+
+def save_figure(figure: Any, path: pathlib.Path) -> None:
+    """Saves a figure as a PNG so that at any moment there is a whole one of that name, or none."""
+    unfinished = _unfinished(path)
+    try:
+        figure.savefig(unfinished, format="png", dpi=120)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(*folders: pathlib.Path) -> None:
+    """Removes what a killed run was writing."""
+    for folder in folders:
+        for unfinished in folder.glob(".*.unfinished"):
+            unfinished.unlink(missing_ok=True)
+
+
+def holds(folder: str, file: str) -> bool:
+    """Whether a file lies in a folder, or in one of its folders."""
+    return pathlib.Path(folder).resolve() in pathlib.Path(file).resolve().parents
 
 
 def load_options(checkpoint: str) -> dict[str, Any]:
@@ -127,34 +196,7 @@ def keep_metrics_until(folder: pathlib.Path, epoch: int) -> list[dict[str, Any]]
                 continue
             if isinstance(record, dict) and isinstance(record.get("epoch"), int) and record["epoch"] <= epoch:
                 kept.append(record)
-        _replace(file, "".join(json.dumps(record) + "\n" for record in kept))
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        if text.encode() != file.read_bytes():
+            _replace(file, text)
     return kept
-
-
-def plot_curves(folder: pathlib.Path, history: list[dict[str, Any]], panels: dict[str, str], title: str) -> None:
-    """Draws ``curves.png``: a panel per metric (name -> label of its axis) that was reported, over epochs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    shown = {name: label for name, label in panels.items() if any(name in record for record in history)}
-    if not shown:
-        return
-    figure = Figure(figsize=(4.8 * len(shown), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for position, (name, label) in enumerate(shown.items(), 1):
-        axes = figure.add_subplot(1, len(shown), position)
-        for mode, style in (("train", "--"), ("validation", "-")):
-            points = [
-                (record["epoch"], record[name]) for record in history if record["mode"] == mode and name in record
-            ]
-            if points:
-                epochs, values = zip(*points, strict=True)
-                axes.plot(epochs, values, style, label=mode, marker="." if len(points) < 30 else None)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(folder / CURVES_FILE, dpi=120)

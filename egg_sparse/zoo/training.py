@@ -11,7 +11,8 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
 from egg_sparse.estimators import NeuralBaseline, RelaxedWrapper, SymbolGameRelaxed, SymbolGameScoreFunction
-from egg_sparse.zoo import checkpoints, faults, run_folder
+from egg_sparse.zoo import checkpoints, faults, pictures, run_folder
 from egg_sparse.zoo.options import Terminated, ZooParser, as_arguments, number, require
 
 core = host.core
@@ -84,7 +85,6 @@ def sampling_game(
     return SymbolGameScoreFunction(sampler, receiver, loss, baseline, **options)
 
 
-def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
 EXCLUSIVE = {
     "--evaluate": (("--resume", "--out", "--preemptable"), "it tests one checkpoint, and writes nothing"),
     "--resume": (
@@ -114,12 +114,13 @@ TRAINING_OPTIONS = (
 """Options that have no effect with ``--evaluate``."""
 
 
+def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
     """The options; with ``--evaluate`` or ``--resume``, those of the run that is meant, and what is given."""
-    resumed = _value_of("--resume", params)
     for option, (others, why) in EXCLUSIVE.items():
         for other in others:
             if _is_given(option, params) and _is_given(other, params):
                 parser.error(f"{option} excludes {other}: {why}")
+    resumed = _value_of("--resume", params)
     if _is_given("--evaluate", params):
         checkpoint = _value_of("--load_from_checkpoint", params)
         if checkpoint is None:
@@ -128,9 +129,9 @@ TRAINING_OPTIONS = (
     elif resumed is not None:
         parser.of_run = as_arguments(run_folder.load_options_of(pathlib.Path(resumed)))
     opts = core.init(parser, params)
-    if opts.distributed_context.is_distributed:
     if opts.resume:
         opts.out = opts.resume
+    if opts.distributed_context.is_distributed:
         opts.random_seed = _common_seed(opts)
     if opts.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -156,16 +157,20 @@ def _find_checkpoint(opts: argparse.Namespace) -> None:
         if root is None:
             raise ValueError("--preemptable needs --out or --checkpoint_dir, where the job finds its checkpoints again")
         pathlib.Path(root).mkdir(parents=True, exist_ok=True)
-        opts.checkpoint_dir = str(_preemptive_folder(root))
+        folders = [_preemptive_folder(root)]
     elif opts.resume:
-        opts.checkpoint_dir = str(
-            pathlib.Path(opts.checkpoint_dir or pathlib.Path(opts.resume) / run_folder.CHECKPOINTS)
-        )
+        root = pathlib.Path(opts.checkpoint_dir or pathlib.Path(opts.resume) / run_folder.CHECKPOINTS)
+        # a job of SLURM, started with --preemptable, has its checkpoints in a folder of its own
+        folders = [root, *sorted(folder for folder in root.glob("*") if folder.is_dir())]
     else:
         return
-    found = checkpoints.newest(pathlib.Path(opts.checkpoint_dir))
+    found = [newest for folder in folders if (newest := checkpoints.newest(folder))]
+    opts.checkpoint_dir = str(folders[0])
     if found:
-        opts.load_from_checkpoint = str(found[0])
+        checkpoint, _ = max(found, key=lambda each: each[1])
+        opts.load_from_checkpoint, opts.checkpoint_dir = str(checkpoint), str(checkpoint.parent)
+    elif opts.resume:
+        print(f"# no checkpoint in {root}: the run begins again", file=sys.stderr, flush=True)
 
 
 def _preemptive_folder(root: str | pathlib.Path) -> pathlib.Path:
@@ -190,15 +195,15 @@ def warn_unused(
     )
 
 
+def _is_given(name: str, params: list[str]) -> bool:
+    return any(param.partition("=")[0] == name for param in params)
+
+
 def _value_of(name: str, params: list[str]) -> str | None:
     """The last value of an option, before there is a parser that knows all options."""
     value = ""
     for option, following in itertools.pairwise([*params, ""]):
         if option == name:
-def _is_given(name: str, params: list[str]) -> bool:
-    return any(param.partition("=")[0] == name for param in params)
-
-
             value = following
         elif option.startswith(f"{name}="):
             value = option.partition("=")[2]
@@ -234,12 +239,32 @@ def quiet_logging() -> dict[str, Any]:
 
 
 def load_for_evaluation(opts: argparse.Namespace, game: nn.Module) -> None:
-    """Checks that the checkpoint fits, if there is one, and loads it where it is to be tested."""
-    if opts.load_from_checkpoint:
-        checkpoint = host.load_checkpoint(opts.load_from_checkpoint)
-        host.check_architecture(game, checkpoint.model_state_dict, opts.load_from_checkpoint)
-        if opts.evaluate:
-            game.load_state_dict(checkpoint.model_state_dict)
+    """Checks that the checkpoint fits, if there is one, and loads its weights where nothing is left but to test them.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint, or one that does not fit game, ``--n_epochs`` or
+            ``--optimizer``.
+    """
+    if not opts.load_from_checkpoint:
+        return
+    path = opts.load_from_checkpoint
+    checkpoint = host.load_checkpoint(path)
+    host.check_architecture(game, checkpoint.model_state_dict, path)
+    if not opts.evaluate:
+        if opts.n_epochs < checkpoint.epoch:
+            raise ValueError(
+                f"nothing is left to train: --n_epochs must be above {checkpoint.epoch}, the epochs that {path} has "
+                f"been trained for, got {opts.n_epochs}"
+            )
+        groups = checkpoint.optimizer_state_dict.get("param_groups", [])
+        if any(_OWN_OPTION[opts.optimizer] not in group for group in groups):
+            raise ValueError(f"--optimizer must be that of {path}, whose state it goes on with, got {opts.optimizer}")
+    if opts.evaluate or checkpoint.epoch == opts.n_epochs:
+        game.load_state_dict(checkpoint.model_state_dict)
+
+
+_OWN_OPTION = {"adam": "betas", "sgd": "momentum", "adagrad": "lr_decay"}
+"""An option in the state of each optimizer that the others do not have."""
 
 
 def build_optimizer(
@@ -263,11 +288,82 @@ def build_optimizer(
     return optimizer
 
 
-def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -> Any:
-    """The schedule of the learning rate, or None."""
-    if opts.lr_schedule == "constant":
-        return None
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: max(0.0, 1 - epoch / max(1, opts.n_epochs)))
+def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    """The schedule of the learning rate."""
+    constant = opts.lr_schedule == "constant"
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: 1.0 if constant else max(0.0, 1 - epoch / max(1, opts.n_epochs))
+    )
+
+
+def set_options(
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    options: list[dict[str, Any]],
+    epoch: int,
+) -> None:
+    """Gives an optimizer and its schedule options of this run, where a checkpoint has brought those of its own.
+
+    Args:
+        optimizer: what was loaded.
+        schedule: the schedule of its learning rate, which was loaded too.
+        options: the options of each group of parameters, with the learning rate of the first epoch as ``initial_lr``.
+        epoch: how many epochs have been trained.
+    """
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    schedule.base_lrs = [own["initial_lr"] for own in options]
+    schedule.last_epoch = epoch
+    rates = [rate * factor(epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+class ValidationAsTrained(host.core.Callback):
+    """Adds figures of the messages that are trained with to those of the most probable ones that EGG validates.
+
+    Args:
+        play: called with the device after each validation; returns tensors of figures per example, by name.
+    """
+
+    def __init__(self, play: Callable[[torch.device], dict[str, torch.Tensor]]) -> None:
+        self.play = play
+
+    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+        logs.aux.update(self.play(self.trainer.device))
+
+
+def trained_messages(opts: argparse.Namespace) -> str:
+    """Which messages a mode is trained with, in the words of a curve's label."""
+    if opts.mode == "gs":
+        return "sampled" if opts.straight_through else "relaxed"
+    if opts.mode in ("sfe", "nvil"):
+        return "sampled"
+    in_part = opts.mode == "sumsample" or getattr(opts, "max_support", None) is not None
+    return "sampled in part" if in_part else "expected"
+
+
+@dataclass
+class Run:
+    """A run whose training has ended, in the leading process.
+
+    Args:
+        folder: the run folder.
+        history: the records of ``metrics.jsonl``.
+        title: what stands above the curves.
+        unfinished: whether the folder lacks pictures, or has those of fewer epochs.
+    """
+
+    folder: pathlib.Path
+    history: list[dict[str, Any]]
+    title: str
+    unfinished: bool
+
+    def draw_curves(self, panels: Iterable[pictures.Panel], results: dict[str, Any]) -> None:
+        """Draws ``curves.png``, the last of a run's pictures."""
+        if self.unfinished:
+            pictures.curves(self.history, results, panels, self.folder / run_folder.CURVES_FILE, self.title)
+        print(f"# options, metrics, checkpoints and curves: {self.folder}", flush=True)
 
 
 def train(
@@ -276,12 +372,13 @@ def train(
     train_data: Any,
     validation_data: Iterable,
     experiment: str,
-    panels: dict[str, str],
     callbacks: Iterable[Any] = (),
     shown: tuple[str, ...] = ("acc", "loss", "support", "sender_entropy"),
     fused: bool = True,
-) -> pathlib.Path | None:
+) -> Run | None:
     """Trains a game, and fills the run folder.
+
+    A run that has been trained for ``--n_epochs`` already is left as it is, apart from what its end has not written.
 
     Args:
         opts: all options.
@@ -289,31 +386,83 @@ def train(
         train_data: a loader with ``set_epoch`` and a length.
         validation_data: another.
         experiment: the folder of runs of one kind.
-        panels: of the curves, metric -> label of its axis.
         callbacks: EGG callbacks of this experiment.
         shown: metrics beside the progress bar.
         fused: see :func:`build_optimizer`.
 
     Returns:
-        The run folder; None in processes other than the leading one.
+        What the pictures are drawn from; None in processes other than the leading one.
     """
     require("matplotlib.figure", "matplotlib")  # of the curves, which come last
-    leader = opts.distributed_context.is_leader
+    checkpoint = host.load_checkpoint(opts.load_from_checkpoint) if opts.load_from_checkpoint else None
+    complete = checkpoint is not None and checkpoint.epoch == opts.n_epochs
+    run = None
+    if opts.distributed_context.is_leader:
+        run = _begin(opts, experiment, checkpoint.epoch if checkpoint else 0, complete)
+    if not complete:
+        _train(opts, game, train_data, validation_data, callbacks, shown, fused, run)
+    elif run:
+        print(
+            f"# nothing is left to train: {opts.load_from_checkpoint} has been trained for {opts.n_epochs} epochs",
+            file=sys.stderr,
+            flush=True,
+        )
+        final = pathlib.Path(opts.checkpoint_dir) / "final.tar"
+        if pathlib.Path(opts.load_from_checkpoint).resolve() != final.resolve():
+            checkpoints.write(checkpoint, final)
+    if run:
+        run_folder.trained = True
+        print(
+            f"# the training has ended; should the test be interrupted, python -m egg_sparse.zoo.{experiment} "
+            f"--resume {run.folder} only tests",
+            file=sys.stderr,
+            flush=True,
+        )
+    return run
+
+
+def _begin(opts: argparse.Namespace, experiment: str, epoch: int, complete: bool) -> Run:
+    """Prepares the run folder, and sets ``checkpoint_dir``.
+
+    Args:
+        opts: all options.
+        experiment: the folder of runs of one kind.
+        epoch: how many epochs have been trained.
+        complete: whether those are all.
+    """
+    in_its_folder = opts.load_from_checkpoint and opts.out and run_folder.holds(opts.out, opts.load_from_checkpoint)
+    goes_on = bool(opts.preemptable or opts.resume or in_its_folder)
+    if opts.checkpoint_dir and not goes_on and any(pathlib.Path(opts.checkpoint_dir).glob("*.tar")):
+        raise ValueError(
+            f"--checkpoint_dir: {opts.checkpoint_dir} holds checkpoints of another run; choose another folder"
+        )
+    folder = run_folder.create(opts, experiment, goes_on, unchanged=complete)
+    if opts.checkpoint_dir is None:
+        opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
+    os.makedirs(opts.checkpoint_dir, exist_ok=True)
+    run_folder.remove_unfinished(folder, pathlib.Path(opts.checkpoint_dir))
+    history = run_folder.keep_metrics_until(folder, epoch) if goes_on else []
+    title = f"{experiment.replace('_', ' ')}, {opts.mode}, {opts.data}, seed {opts.random_seed}"
+    return Run(folder, history, title, not (complete and (folder / run_folder.CURVES_FILE).is_file()))
+
+
+def _train(
+    opts: argparse.Namespace,
+    game: nn.Module,
+    train_data: Any,
+    validation_data: Iterable,
+    callbacks: Iterable[Any],
+    shown: tuple[str, ...],
+    fused: bool,
+    run: Run | None,
+) -> None:
     optimizer = build_optimizer(opts, game.parameters(), fused=fused)
-    folder = None
-    metrics = MetricsWriter()
+    schedule = build_schedule(opts, optimizer)
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    metrics = MetricsWriter(run.folder / run_folder.METRICS_FILE if run else None)
     saver = None
-    if leader:
-        goes_on = bool(opts.load_from_checkpoint or opts.preemptable or opts.resume)
-        folder = run_folder.create(opts.out, experiment, f"{opts.mode}-{opts.random_seed}", goes_on)
-        if opts.checkpoint_dir is None:
-            opts.checkpoint_dir = str(folder / run_folder.CHECKPOINTS)
-        os.makedirs(opts.checkpoint_dir, exist_ok=True)
-        run_folder.save_options(folder, opts)
-        metrics = MetricsWriter(folder / run_folder.METRICS_FILE)
-        if goes_on:
-            epoch = host.load_checkpoint(opts.load_from_checkpoint).epoch if opts.load_from_checkpoint else 0
-            metrics.history = run_folder.keep_metrics_until(folder, epoch)
+    if run:
+        metrics.history = run.history
         saver = checkpoints.RunCheckpoints(opts.checkpoint_dir, opts.checkpoint_freq, opts.keep)
 
     context = opts.distributed_context
@@ -331,7 +480,7 @@ def train(
     if saver:
         all_callbacks.append(saver)
     progress = None
-    if leader:
+    if run:
         if sys.stdout.isatty():
             require("rich", "rich")
             progress = TrainingProgress(opts.n_epochs, len(train_data), shown)
@@ -341,11 +490,13 @@ def train(
     trainer = core.Trainer(
         game=game,
         optimizer=optimizer,
-        optimizer_scheduler=build_schedule(opts, optimizer),
+        optimizer_scheduler=schedule,
         train_data=train_data,
         validation_data=validation_data,
         callbacks=all_callbacks,
     )
+    if opts.load_from_checkpoint:
+        set_options(optimizer, schedule, options, trainer.start_epoch)
     try:
         trainer.train(n_epochs=opts.n_epochs)
     except (ValueError, RuntimeError) as error:
@@ -360,11 +511,6 @@ def train(
     finally:
         if progress:
             progress.stop()
-    if folder:
-        title = f"{experiment.replace('_', ' ')}, {opts.mode}, {opts.data}, seed {opts.random_seed}"
-        run_folder.plot_curves(folder, metrics.history, panels, title)
-        print(f"# options, metrics, checkpoints and curves: {folder}", flush=True)
-    return folder
 
 
 def finish(opts: argparse.Namespace, results: dict[str, Any] | None, started: float) -> dict[str, Any] | None:

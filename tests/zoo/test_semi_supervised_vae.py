@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import entmax
 import numpy as np
 import pytest
 import torch
@@ -16,10 +17,13 @@ from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, Li
 from egg_sparse.zoo.semi_supervised_vae.train import (
     PROG,
     build_game,
+    build_loaders,
     classification_loss,
+    evaluate,
     in_next_call,
     main,
     parse_options,
+    play_as_trained,
 )
 
 SMALL = ["--n_epochs=2", "--n_labeled=20", "--warm_start_epochs=0"]
@@ -183,6 +187,40 @@ def test_runs(options, few_images, tmp_path, capsys):
     again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
     assert again["acc"] == final["acc"]
     assert again["negative_elbo"] == pytest.approx(final["negative_elbo"])
+
+
+@pytest.mark.parametrize("mode", ["marg", "sumsample", "sfe", "gs"])
+def test_validation_reports_what_is_trained(mode):
+    """Beside the most probable class: the probability of the right class, and the exact negative ELBO."""
+    torch.manual_seed(0)
+    opts = parse_options([f"--mode={mode}", "--random_seed=1", "--no_cuda"])
+    split = data.load("digits", "", None)
+    game, loader = build_game(opts, split), build_loaders(opts, split)["validation"]
+    with torch.no_grad():
+        game.classifier.layers[-1].weight.mul_(200)  # surer of a class
+        images, classes, _ = next(iter(loader))
+        scores = game.classifier(images)
+    found = play_as_trained(game, loader, opts.device)
+    probs = entmax.sparsemax(scores, -1) if mode == "marg" else scores.softmax(-1)
+    right = probs.gather(1, classes[:, None])[:, 0]
+    if mode in ("marg", "sumsample"):
+        torch.testing.assert_close(found["acc_expected"], right)
+    else:
+        assert set(found["acc_expected"].tolist()) == {0.0, 1.0}
+        deviation = float((right * (1 - right)).sum()) ** 0.5 / len(classes)
+        assert float(found["acc_expected"].mean()) == pytest.approx(float(right.mean()), abs=4 * deviation)
+    exact = evaluate(opts, game, loader)
+    assert exact["sender_entropy"] < 1.3, "far from the uniform distribution's 2.3"
+    assert float(found["negative_elbo"].mean()) == pytest.approx(exact["negative_elbo"], abs=0.5)
+    assert game.game.evaluation == "greedy"
+
+
+def test_metrics_of_validation(few_images, tmp_path):
+    main([*SMALL, "--random_seed=1", "--out=run", "--no_cuda"])
+    *_, trained, validated = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert {"acc", "acc_expected", "negative_elbo", "conditional_elbo_loss", "sender_entropy"} <= set(validated)
+    expected = trained["conditional_elbo_loss"] - trained["sender_entropy"] + math.log(10)
+    assert trained["negative_elbo"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_warm_start_of_another_mode(few_images):

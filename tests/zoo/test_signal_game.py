@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 
+import entmax
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from egg_sparse import host
+from egg_sparse.zoo import training
 from egg_sparse.zoo.options import run
-from egg_sparse.zoo.signal_game import data
+from egg_sparse.zoo.signal_game import data, train
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
 from egg_sparse.zoo.signal_game.train import PROG, main, parse_options
 
@@ -343,6 +345,106 @@ MODES = {
     "gs straight through": ["--mode=gs", "--straight_through"],
     "gs paper": ["--mode=gs", "--sender=paper"],
 }
+
+
+class TestEvaluation:
+    """What is found is compared with playing every symbol of the vocabulary, one after the other."""
+
+    @pytest.fixture(params=["marg", "marg --normalizer=softmax", "gs", "sumsample"])
+    def played(self, request, few_test_games):
+        """Options, agents with a language of several symbols per image, loaders, and all outcomes by hand."""
+        torch.manual_seed(3)
+        opts = parse_options([*f"--mode={request.param}".split(), *SMALL, "--no_cuda"])
+        images = data.load("digits", None, "data", False)
+        sender, receiver = train.build_agents(opts, images.n_features)
+        loaders = train.build_loaders(opts, images)
+        sparse = opts.mode == "marg" and opts.normalizer == "sparsemax"
+        normalize = entmax.sparsemax if sparse else torch.softmax
+        slow = {"acc": [], "acc_expected": [], "nll": [], "support": [], "message": []}
+        with torch.no_grad():
+            sender.score.weight.mul_(20)
+            receiver.read.weight.mul_(20)
+            for images_, labels, candidates in loaders["test"]:
+                probs = normalize(sender(images_), dim=1)
+                outputs = []
+                for symbol in range(20):
+                    message = torch.full(labels.shape, symbol)
+                    outputs.append(
+                        receiver(
+                            nn.functional.one_hot(message, 20).float() if opts.mode == "gs" else message, candidates
+                        )
+                    )
+                outputs = torch.stack(outputs, 1)
+                best = probs.argmax(1)
+                right = (outputs.argmax(2) == labels[:, None]).float()
+                nll = -outputs.gather(2, labels[:, None, None].expand(-1, 20, 1))[..., 0]
+                slow["acc"].append(right.gather(1, best[:, None])[:, 0])
+                slow["acc_expected"].append((probs * right).sum(1))
+                slow["nll"].append((probs * nll).sum(1))
+                slow["support"].append((probs > 0).sum(1).float())
+                slow["message"].append(best)
+        return opts, sender, receiver, loaders, {name: torch.cat(values) for name, values in slow.items()}
+
+    def test_equals_brute_force(self, played):
+        opts, sender, receiver, loaders, slow = played
+        found = train.play_exactly(opts, sender, receiver, loaders["test"], opts.device)
+        for name, values in slow.items():
+            torch.testing.assert_close(found[name], values)
+        assert not torch.equal(slow["acc"], slow["acc_expected"])
+        means = train.evaluate(opts, sender, receiver, loaders["test"], opts.device)
+        for name, value in means.items():
+            if name in slow or name == "loss":
+                assert value == pytest.approx(float(slow["nll" if name == "loss" else name].mean()), abs=1e-6)
+        assert means["messages_used"] == len(slow["message"].unique())
+
+    def test_plays_every_game_once(self, played, monkeypatch):
+        opts, sender, receiver, loaders, _ = played
+        passes, calls = [], []
+        plain = data.GameLoader.__iter__
+        monkeypatch.setattr(data.GameLoader, "__iter__", lambda loader: passes.append(1) or plain(loader))
+        sender.register_forward_hook(lambda *_: calls.append(1))
+        train.evaluate(opts, sender, receiver, loaders["test"], opts.device)
+        assert len(passes) == 1
+        assert len(calls) == len(loaders["test"])
+
+    @pytest.mark.parametrize("played", ["gs", "sumsample"], indirect=True)
+    def test_sampled_success_is_the_expected_one_on_average(self, played):
+        opts, sender, receiver, loaders, slow = played
+        found = []
+        for _ in range(200):
+            found.append(train.play_sampled(sender, receiver, opts.mode == "gs", loaders["test"], opts.device))
+        mean, error = torch.stack(found).mean(), torch.stack(found).std() / (200 * len(found[0])) ** 0.5
+        assert abs(mean - slow["acc_expected"].mean()) < 4 * error
+
+    def test_games_do_not_depend_on_the_batch_size(self):
+        images = data.load("digits", None, "data", False)
+        for name, games in (("validation", 1024), ("test", 9984)):
+            first, second = (
+                list(train.build_loaders(parse_options([f"--batch_size={size}"]), images)[name]) for size in (1, 64)
+            )
+            assert sum(len(batch[1]) for batch in first) == games
+            assert len(first) == games // 64
+            for one, other in zip(first, second, strict=True):
+                assert all(map(torch.equal, one, other))
+
+    @pytest.mark.parametrize("mode", ["marg", "sfe"])
+    def test_validation_reports_both_successes(self, mode, few_test_games, tmp_path):
+        """The last epoch's are those of the weights at the end."""
+        main([f"--mode={mode}", *SMALL, "--out=run", "--random_seed=3", "--no_cuda"])
+        *_, last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+        opts = parse_options(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--no_cuda"])
+        images = data.load("digits", None, "data", False)
+        sender, receiver = train.build_agents(opts, images.n_features)
+        game = train.build_game(opts, sender, receiver)
+        training.load_for_evaluation(opts, game)
+        loader = train.build_loaders(opts, images)["validation"]
+        found = train.play_exactly(opts, sender, receiver, loader, opts.device)
+        assert last["mode"] == "validation"
+        assert last["acc"] == pytest.approx(float(found["acc"].mean()))
+        if mode == "sfe":
+            assert last["acc_expected"] == pytest.approx(float(found["acc_expected"].mean()), abs=0.2)
+        else:
+            assert last["acc_expected"] == pytest.approx(float(found["acc_expected"].mean()))
 
 
 @pytest.mark.usefixtures("few_test_games")

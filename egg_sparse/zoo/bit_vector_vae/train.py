@@ -260,30 +260,43 @@ def main(params: list[str]) -> dict[str, Any] | None:
     split = data.load(opts.data, opts.data_root)
     vae = build_vae(opts, split.train.pixels.shape[1], split.train.levels)
     training.load_for_evaluation(opts, vae)
-    folder = None
+    run = None
     if not opts.evaluate:
         part = training.part_of_batch(opts)
         loader = data.ImageLoader(split.train, opts.batch_size, opts.random_seed, part=part)
         validation = data.ImageLoader(split.validation, EVALUATION_BATCH, fixed=True)
-        panels = {
-            "negative_elbo": "negative ELBO (nats)",
-            "rate": "rate (nats)",
-            "support": "support (bit-vectors)",
-            "bits_per_dimension": "bits per dimension",
-        }
-        folder = training.train(
+        run = training.train(
             opts,
             vae,
             loader,
             validation,
             "bit_vector_vae",
-            panels,
             build_callbacks(opts, vae, len(loader)),
             shown=("negative_elbo", "rate", "support", "bits_per_dimension"),
         )
     if not leader:
         return training.finish(opts, None, started)
     results, supports = evaluate(opts, vae, data.ImageLoader(split.test, EVALUATION_BATCH, fixed=True))
-    if folder:
-        draw(vae, split.test, supports, folder, opts.device)
+    if run:
+        if run.unfinished:
+            draw(vae, split.test, supports, run.folder, opts.device)
+        run.draw_curves(_panels(opts), results)
     return training.finish(opts, results, started)
+
+
+def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
+    messages = training.trained_messages(opts)
+    trained = "" if messages in ("expected", "sampled") else messages  # as in validation and test
+    likelihood = pictures.Curve(
+        "validation",
+        "bits_per_dimension",
+        f"{opts.validation_nll_samples} importance samples",
+        "bits_per_dimension",
+        f"{opts.nll_samples} importance samples",
+    )
+    return [
+        pictures.compared("negative ELBO (nats)", "negative_elbo", "negative_elbo", trained),
+        pictures.compared("rate (nats)", "rate", "rate", trained),
+        pictures.compared("support (bit-vectors)", "support", "support"),
+        pictures.Panel("negative log-likelihood (bits per dimension)", (likelihood,)),
+    ]

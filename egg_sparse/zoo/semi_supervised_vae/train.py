@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -109,6 +110,11 @@ def elbo_loss(
     classes = message.argmax(-1) if message.is_floating_point() else message
     loss = negative_elbo(receiver_output, sender_input, latent_dim)
     return loss, {"acc": (classes == labels).float(), "conditional_elbo_loss": loss.detach()}
+
+
+def unconditional(aux: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The negative ELBO ``(B,)`` in nats, with the divergence of the sender's distribution from a uniform one."""
+    return aux["conditional_elbo_loss"] - aux["sender_entropy"] + math.log(N_CLASSES)
 
 
 def classification_loss(normalizer: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -218,6 +224,7 @@ class SemiSupervisedGame(nn.Module):
         images, classes = aux_input["images"], aux_input["classes"]
         with in_next_call(self.classifier, images) as scores, in_next_call(self.vae, classes, images) as vae_output:
             loss, interaction = self.game(sender_input, labels, receiver_input)
+        interaction.aux["negative_elbo"] = unconditional(interaction.aux)
         losses = self.labeled_losses(images, classes, *scores, *vae_output)
         interaction.aux["labeled_loss"] = losses.detach()
         return losses.mean() + self.unlabeled_weight * loss, interaction
@@ -352,35 +359,76 @@ def main(params: list[str]) -> dict[str, Any] | None:
     loaders = build_loaders(opts, split)
     game = build_game(opts, split)
     training.load_for_evaluation(opts, game)
+    run = None
     if not opts.evaluate:
-        if opts.warm_start_path:
-            load_agents(game, opts.warm_start_path)
-        if opts.warm_start_epochs and not opts.load_from_checkpoint and not opts.labeled_only:
-            warm_start(opts, game, split)
-        train(opts, game, loaders, split)
+        if not opts.load_from_checkpoint:
+            if opts.warm_start_path:
+                load_agents(game, opts.warm_start_path)
+            if opts.warm_start_epochs and not opts.labeled_only:
+                warm_start(opts, game, split)
+        run = train(opts, game, loaders)
     game.to(opts.device).eval()
-    return training.finish(opts, evaluate(opts, game, loaders["test"]) if leader else None, started)
+    results = evaluate(opts, game, loaders["test"]) if leader else None
+    if run and results:
+        if run.unfinished:
+            draw(game, split.test, run.folder, opts.device)
+        run.draw_curves(_panels(opts), results)
+    return training.finish(opts, results, started)
+
+
+@torch.no_grad()
+def play_as_trained(
+    game: SemiSupervisedGame, loader: data.SemiSupervisedLoader, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Figures per image of the messages that the game is trained with: all with a probability where it sums, else one
+    that is drawn.
+
+    Returns:
+        ``acc_expected`` and ``negative_elbo``, on the CPU.
+    """
+    parts = []
+    game.eval()
+    game.game.evaluation = "expected" if isinstance(game.game, SymbolGameMarg) else "sampled"
+    try:
+        for batch in loader:
+            images, classes = batch[0].to(device), batch[1].to(device)
+            parts.append(game(images, classes, images)[1].aux)
+    finally:
+        game.game.evaluation = "greedy"
+    return {
+        "acc_expected": torch.cat([aux["acc"] for aux in parts]).cpu(),
+        "negative_elbo": torch.cat([unconditional(aux) for aux in parts]).cpu(),
+    }
 
 
 def train(
-    opts: argparse.Namespace,
-    game: SemiSupervisedGame,
-    loaders: dict[str, data.SemiSupervisedLoader],
-    split: data.Split,
-) -> None:
+    opts: argparse.Namespace, game: SemiSupervisedGame, loaders: dict[str, data.SemiSupervisedLoader]
+) -> training.Run | None:
     """Trains the game, and fills the run folder."""
-    callbacks = []
+    callbacks: list[Any] = [
+        training.ValidationAsTrained(lambda device: play_as_trained(game, loaders["validation"], device))
+    ]
     if opts.mode == "gs":
         decay, steps = opts.temperature_decay, opts.temperature_update_freq
-        callbacks = [StepTemperature(game.game.sender, len(loaders["train"]), decay, update_frequency=steps)]
-    panels = {
-        "acc": "accuracy",
-        "conditional_elbo_loss": "negative ELBO given the class (nats)",
-        "support": "support (classes)",
-        "sender_entropy": "entropy (nats)",
-    }
-    folder = training.train(
-        opts, game, loaders["train"], loaders["validation"], "semi_supervised_vae", panels, callbacks
+        callbacks.append(StepTemperature(game.game.sender, len(loaders["train"]), decay, update_frequency=steps))
+    return training.train(opts, game, loaders["train"], loaders["validation"], "semi_supervised_vae", callbacks)
+
+
+def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
+    trained = "greedy" if opts.labeled_only else training.trained_messages(opts)
+    validated = "expected" if opts.mode in ("marg", "sumsample") else "sampled"
+    accuracy = (
+        pictures.Curve("train", "acc", trained),
+        pictures.Curve("validation", "acc_expected", validated),
+        pictures.Curve("validation", "acc", "greedy", "acc"),
     )
-    if folder:
-        draw(game.to(opts.device).eval(), split.test, folder, opts.device)
+    elbo = (
+        pictures.Curve("train", "negative_elbo", trained),
+        pictures.Curve("validation", "negative_elbo", validated, "negative_elbo", "expected"),
+    )
+    return [
+        pictures.Panel("accuracy (share of images)", accuracy, 1 / N_CLASSES),
+        pictures.Panel("negative ELBO (nats)", elbo),
+        pictures.compared("support (classes)", "support", "support"),
+        pictures.compared("entropy of the sender (nats)", "sender_entropy", "sender_entropy"),
+    ]

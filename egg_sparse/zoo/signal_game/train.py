@@ -14,7 +14,7 @@ from torch import nn
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import StepTemperature
 from egg_sparse.estimators import NeuralBaseline, SymbolGameScoreFunction, SymbolSampler
-from egg_sparse.zoo import training
+from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.options import ZooParser, number
 from egg_sparse.zoo.signal_game import data
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
@@ -335,6 +335,8 @@ def main(params: list[str]) -> dict[str, Any] | None:
     training.load_for_evaluation(opts, game)
     run = None if opts.evaluate else train(opts, game, loaders, sender, receiver)
     results = evaluate(opts, sender, receiver, loaders["test"], opts.device) if leader else None
+    if run and results:
+        run.draw_curves(_panels(opts), results)
     return training.finish(opts, results, started)
 
 
@@ -346,13 +348,32 @@ def train(
     receiver: Receiver,
 ) -> training.Run | None:
     """Trains the game, and fills the run folder."""
-    callbacks = []
+
+    def expected_success(device: torch.device) -> dict[str, torch.Tensor]:
+        # exact where training sums over the same messages; of sampling methods the estimate that they train with
+        if opts.mode == "marg":
+            figures = play_exactly(opts, sender, receiver, loaders["validation"], device)
+            return {"acc_expected": figures["acc_expected"]}
+        return {"acc_expected": play_sampled(sender, receiver, opts.mode == "gs", loaders["validation"], device)}
+
+    callbacks: list[Any] = [training.ValidationAsTrained(expected_success)]
     if opts.mode == "gs":
         decay, steps = opts.temperature_decay, opts.temperature_update_freq
-        callbacks = [StepTemperature(game.sender, opts.batches_per_epoch, decay, update_frequency=steps)]
-    panels = {
-        "acc": f"success among {opts.game_size}",
-        "support": "support (messages)",
-        "sender_entropy": "entropy (nats)",
-    }
-    training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", panels, callbacks, fused=False)
+        callbacks.append(StepTemperature(game.sender, opts.batches_per_epoch, decay, update_frequency=steps))
+    return training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", callbacks, fused=False)
+
+
+def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
+    messages = training.trained_messages(opts)
+    success = (
+        pictures.Curve("train", "acc", messages),
+        pictures.Curve(
+            "validation", "acc_expected", "expected" if opts.mode == "marg" else "sampled", "acc_expected", "expected"
+        ),
+        pictures.Curve("validation", "acc", "greedy", "acc"),
+    )
+    return [
+        pictures.Panel(f"success among {opts.game_size} (share of games)", success, 1 / opts.game_size),
+        pictures.compared("support (symbols)", "support", "support"),
+        pictures.compared("entropy of the sender (nats)", "sender_entropy"),
+    ]
