@@ -1,6 +1,8 @@
 """What a run promises when it is killed, interrupted, or fed with faults: docs/reliability.md lists it."""
 
+import argparse
 import contextlib
+import errno
 import importlib
 import json
 import multiprocessing
@@ -9,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -16,6 +19,7 @@ import pytest
 import torch
 
 from egg_sparse import host
+from egg_sparse.callbacks import MetricsWriter
 from egg_sparse.zoo import checkpoints, run_folder
 from egg_sparse.zoo.options import run
 from egg_sparse.zoo.signal_game import train as signal_game
@@ -45,15 +49,34 @@ MODES = {
 RUNS = [f"{entry} --mode={mode}" for entry, modes in MODES.items() for mode in modes]
 SIGNAL_GAME = OPTIONS["signal_game"].split()
 
-# By default every entry and every kind of randomness is killed twice. EGG_SPARSE_LONG=1 kills every mode six times.
+# A run kills itself where it writes a line of metrics.jsonl, where it renames a file that is written, or in its test.
+OPTIONS_WRITTEN = ("write", "opts.json", signal.SIGKILL)
+IN_EPOCH_2 = ("line", 3, signal.SIGKILL)
+BEFORE_CHECKPOINT_2 = ("line", 4, signal.SIGTERM)
+CHECKPOINT_2_WRITTEN = ("write", "2.tar", signal.SIGKILL)
+IN_EPOCH_3 = ("line", 5, signal.SIGINT)
+LAST_CHECKPOINT_WRITTEN = ("write", "final.tar", signal.SIGKILL)
+IN_THE_TEST = ("test", None, signal.SIGTERM)
+CURVES_WRITTEN = ("write", "curves.png", signal.SIGKILL)
+KILLS = [
+    OPTIONS_WRITTEN, IN_EPOCH_2, BEFORE_CHECKPOINT_2, CHECKPOINT_2_WRITTEN, IN_EPOCH_3, LAST_CHECKPOINT_WRITTEN,
+    IN_THE_TEST, CURVES_WRITTEN,
+]  # fmt: skip
+
+# By default every entry and every kind of randomness is killed twice. EGG_SPARSE_LONG=1 kills every mode eight times.
 LONG = bool(os.environ.get("EGG_SPARSE_LONG"))
-KILLED = [
-    "signal_game --mode=marg",
-    "signal_game --mode=sfe",
-    "signal_game --mode=gs --temperature_update_freq=7",
-    "semi_supervised_vae --mode=sfe",
-    "bit_vector_vae --mode=sparsemap --temperature=5 --temperature_end=1 --entropy_warmup=2",
-]
+KILLED = {
+    "signal_game --mode=marg": [OPTIONS_WRITTEN, CHECKPOINT_2_WRITTEN],
+    "signal_game --mode=sfe": [BEFORE_CHECKPOINT_2, CURVES_WRITTEN],
+    "signal_game --mode=gs --temperature_update_freq=7": [IN_EPOCH_2, LAST_CHECKPOINT_WRITTEN],
+    "semi_supervised_vae --mode=sfe": [IN_EPOCH_3, IN_THE_TEST],
+    "bit_vector_vae --mode=sparsemap --temperature=5 --temperature_end=1 --entropy_warmup=2": [
+        CHECKPOINT_2_WRITTEN,
+        IN_EPOCH_3,
+    ],
+}
+if LONG:
+    KILLED = dict.fromkeys(RUNS, KILLS)
 
 
 def command(name):
@@ -79,13 +102,36 @@ def processes():
     return context
 
 
-def play(folder, entry, params):
-    """In a process of its own: a run, as the command line starts it."""
+def play(folder, entry, params, kill=(None, None, None)):
+    """In a process of its own: a run, as the command line starts it, which kills itself where it is told to."""
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv = [sys.argv[0]]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs may ignore it
     train = importlib.import_module(f"egg_sparse.zoo.{entry}.train")
     train.TEST_GAMES = train.VALIDATION_GAMES = 64
+    event, what, number = kill
+
+    def instead_of(owner, name, is_meant, after=False):
+        plain = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            result = plain(*args, **kwargs) if after else None
+            if is_meant(*args):
+                os.kill(os.getpid(), number)
+            return result if after else plain(*args, **kwargs)
+
+        setattr(owner, name, call)
+
+    if event == "line":
+        instead_of(
+            MetricsWriter, "_write", lambda writer, *_: len(writer.path.read_text().splitlines()) == what, after=True
+        )
+    if event == "write":
+        for function in ("link", "replace"):
+            instead_of(os, function, lambda source, target: os.path.basename(target) == what)
+    if event == "test":
+        instead_of(train, "evaluate", lambda *_: True)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         status = run(train.PROG, train.main, [*params, "--random_seed=3", "--no_cuda"])
     os._exit(status)
@@ -110,34 +156,36 @@ def same(first, second):
     )
 
 
-@pytest.mark.parametrize("name", RUNS if LONG else KILLED)
+@pytest.mark.parametrize("name", KILLED)
 def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, tmp_path):
     entry, params = command(name)
-    started = time.monotonic()
-    whole = processes.Process(target=play, args=(tmp_path, entry, [*params, "--out=whole"]))
-    whole.start()
-    whole.join()
-    assert whole.exitcode == 0
-    duration = time.monotonic() - started
 
-    moments, kills, signals = random.Random(name), 0, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
-    while True:
+    def exit_code_of(*args):
+        process = processes.Process(target=play, args=(tmp_path, entry, *args))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    def how():
         there = (tmp_path / "cut" / run_folder.OPTIONS_FILE).exists()
-        how = ["--resume=cut"] if there else [*params, "--out=cut"]
-        part = processes.Process(target=play, args=(tmp_path, entry, how))
-        part.start()
-        if kills < (6 if LONG else 2):
-            time.sleep(moments.uniform(0.2, 0.9) * duration)
-            with contextlib.suppress(ProcessLookupError):  # it was faster
-                os.kill(part.pid, signals[kills % len(signals)])
-                kills += 1
-        part.join()
-        if part.exitcode == 0:
-            break
-        assert part.exitcode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 143, 130)
-    print(f"\n{name}: killed {kills} times")
+        return ["--resume=cut"] if there else [*params, "--out=cut"]
+
+    assert exit_code_of([*params, "--out=whole"]) == 0
+    for kill in KILLED[name]:
+        died = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}[kill[2]]
+        assert exit_code_of(how(), kill) == died, kill
+        for checkpoint in (tmp_path / "cut").rglob("*.tar"):
+            host.load_checkpoint(checkpoint)  # it is whole
+    assert exit_code_of(how()) == 0
+    print(f"\n{name}: killed {len(KILLED[name])} times")
     assert same(tmp_path / "whole", tmp_path / "cut")
-    assert not list((tmp_path / "cut").rglob(".*.unfinished*")) or kills
+    whole, cut = (
+        sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*"))
+        for name in ("whole", "cut")
+    )
+    assert whole == cut, "nothing unfinished stays behind, nothing is missing"
+    curves = [(tmp_path / name / run_folder.CURVES_FILE).read_bytes() for name in ("whole", "cut")]
+    assert curves[0] == curves[1]
 
 
 def test_preemptable_jobs_end_like_the_uninterrupted_one(monkeypatch, tmp_path):
@@ -206,6 +254,218 @@ def test_an_interrupted_run_saves_its_last_whole_epoch(frequency, monkeypatch, t
     assert checkpoints.newest(tmp_path / "cut/checkpoints") == (tmp_path / "cut/checkpoints/2.tar", 2)
     main(["--resume=cut", "--no_cuda"])
     assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def contents(folder):
+    """Every file, with what is in it and when it was written."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+class TestResume:
+    PARAMS = ("--mode=sfe", *SIGNAL_GAME, "--random_seed=3", "--no_cuda")
+
+    @pytest.fixture
+    def groups(self, monkeypatch):
+        """Options of the optimizer in every epoch that is trained."""
+        seen = []
+
+        def look(self, epoch):
+            (group,) = self.trainer.optimizer.param_groups
+            seen.append((epoch, group["lr"], group["weight_decay"]))
+
+        monkeypatch.setattr(checkpoints.RunCheckpoints, "on_epoch_begin", look)
+        return seen
+
+    def test_more_epochs_have_the_rates_of_the_longer_run(self, groups):
+        main([*self.PARAMS, "--n_epochs=6", "--lr=0.01", "--out=whole"])
+        whole = groups.copy()
+        assert [rate for _, rate, _ in whole] == pytest.approx([0.01 * (6 - trained) / 6 for trained in range(6)])
+        groups.clear()
+        main([*self.PARAMS, "--n_epochs=2", "--lr=0.01", "--out=run"])
+        main(["--resume=run", "--n_epochs=3"])
+        assert groups[2][1] == pytest.approx(0.01 / 3), "the last of three epochs"
+        main(["--resume=run", "--n_epochs=6"])
+        assert groups[3:] == whole[3:]
+
+    @pytest.mark.parametrize("schedules", [("linear", "constant"), ("constant", "linear"), ("linear", "linear")])
+    def test_takes_over_options_of_the_optimizer(self, schedules, groups):
+        main([*self.PARAMS, "--n_epochs=2", f"--lr_schedule={schedules[0]}", "--out=run"])
+        main(["--resume=run", "--n_epochs=4", "--lr=0.5", "--weight_decay=0.25", f"--lr_schedule={schedules[1]}"])
+        rates = [0.25, 0.125] if schedules[1] == "linear" else [0.5, 0.5]
+        assert groups[2:] == [(3, rates[0], 0.25), (4, rates[1], 0.25)]
+
+    def test_refuses_another_optimizer(self, capsys):
+        main([*self.PARAMS, "--out=run"])
+        for optimizer in ("sgd", "adagrad"):
+            assert run(PROG, main, ["--resume=run", "--n_epochs=9", f"--optimizer={optimizer}"]) == 1
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert "--optimizer" in error
+            assert f"got {optimizer}" in error
+
+    def test_fewer_epochs_are_refused(self, capsys, tmp_path):
+        main([*self.PARAMS, "--out=run"])
+        before = contents(tmp_path / "run")
+        assert run(PROG, main, ["--resume=run", "--n_epochs=3", "--lr=7"]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "nothing is left to train" in error
+        assert "--n_epochs" in error
+        assert "got 3" in error
+        assert contents(tmp_path / "run") == before
+
+    @pytest.mark.parametrize(
+        "name", ["signal_game --mode=sfe", "semi_supervised_vae --mode=gs", "bit_vector_vae --mode=gs"]
+    )
+    def test_a_complete_run_is_only_tested(self, name, capsys, tmp_path):
+        entry, params = command(name)
+        train = importlib.import_module(f"egg_sparse.zoo.{entry}.train")
+        final = train.main([*params, "--no_cuda", "--out=run"])
+        before = contents(tmp_path / "run")
+        again = train.main(["--resume=run", "--no_cuda", f"--n_epochs={4 if entry == 'signal_game' else 3}", "--lr=7"])
+        assert "nothing is left to train" in capsys.readouterr().err
+        assert {**again, "seconds": 0} == {**final, "seconds": 0}
+        assert contents(tmp_path / "run") == before
+
+    @pytest.mark.parametrize("kind", [KeyboardInterrupt, signal.SIGTERM])
+    def test_interrupted_in_its_test_it_says_that_the_training_had_ended(self, kind, monkeypatch, capsys):
+        def interrupted(*args):
+            if kind is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), kind)
+
+        final = main([*self.PARAMS, "--out=whole"])
+        with monkeypatch.context() as patch:
+            patch.setattr(signal_game, "evaluate", interrupted)
+            assert run(PROG, main, [*self.PARAMS, "--out=cut"]) == (130 if kind is KeyboardInterrupt else 143)
+        *_, before, last = capsys.readouterr().err.splitlines()
+        assert "the training has ended" in before, "also for one that is killed"
+        assert "in the test, after the training had ended" in last
+        assert f"python -m {PROG} --resume cut only tests" in last
+        assert "--resume cut only tests" in before
+        again = main(["--resume=cut", "--no_cuda"])
+        assert {**again, "seconds": 0} == {**final, "seconds": 0}
+
+    def test_goes_on_from_a_newer_checkpoint_than_an_earlier_end(self, tmp_path):
+        main([*self.PARAMS, "--n_epochs=5", "--out=whole"])
+        final = tmp_path / "whole/checkpoints/final.tar"
+        (tmp_path / "whole/checkpoints/4.tar").replace(final)
+        assert checkpoints.newest(tmp_path / "whole/checkpoints") == (tmp_path / "whole/checkpoints/5.tar", 5)
+
+    def test_a_job_of_slurm_is_resumed_by_hand(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+        main([*self.PARAMS, "--n_epochs=2", "--preemptable", "--out=job"])
+        monkeypatch.delenv("SLURM_JOB_ID")
+        main(["--resume=job", "--n_epochs=3"])
+        epochs = [json.loads(line)["epoch"] for line in (tmp_path / "job/metrics.jsonl").open()]
+        assert epochs == [1, 1, 2, 2, 3, 3]
+        assert (tmp_path / "job/checkpoints/17_0/3.tar").exists()
+
+    def test_warm_start_options_that_have_no_effect_draw_a_warning(self, capsys):
+        train = importlib.import_module("egg_sparse.zoo.semi_supervised_vae.train")
+        train.main([*command("semi_supervised_vae")[1], "--n_epochs=1", "--no_cuda", "--out=run"])
+        capsys.readouterr()
+        train.main(["--resume=run", "--n_epochs=2", "--no_cuda", "--warm_start_epochs=7", "--warm_start_path=no.tar"])
+        error = capsys.readouterr().err
+        assert "warning: --warm_start_epochs has no effect" in error
+        assert "warning: --warm_start_path has no effect" in error
+
+
+class TestFolders:
+    PARAMS = ("--mode=marg", *SIGNAL_GAME, "--n_epochs=1", "--no_cuda")
+
+    def options(self, out=None):
+        return argparse.Namespace(mode="marg", random_seed=1, out=out)
+
+    def test_runs_of_one_second_have_folders_of_their_own(self, monkeypatch):
+        monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
+        folders = [run_folder.create(self.options(), "signal_game", goes_on=False) for _ in range(3)]
+        assert len(set(folders)) == 3
+        assert all(folder.name.startswith("marg-1-20260101-000000") for folder in folders)
+
+    def test_one_of_two_that_start_at_once_gets_a_folder(self, monkeypatch, tmp_path):
+        """Both have looked into the folder before one of them writes."""
+        both, link, results = threading.Barrier(2, timeout=30), os.link, []
+
+        def late_link(*args):
+            both.wait()
+            link(*args)
+
+        monkeypatch.setattr(os, "link", late_link)
+
+        def start():
+            try:
+                results.append(run_folder.create(self.options("run"), "signal_game", goes_on=False))
+            except ValueError as error:
+                results.append(str(error))
+
+        threads = [threading.Thread(target=start) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(map(type, results), key=str) == sorted([str, type(tmp_path)], key=str)
+        assert any("--out" in str(result) and "holds a run already" in str(result) for result in results)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["opts.json"]
+
+    def test_without_hard_links(self, monkeypatch, tmp_path):
+        def refuse(*args):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+        run_folder.create(self.options("run"), "signal_game", goes_on=False)
+        assert json.loads((tmp_path / "run/opts.json").read_text())["mode"] == "marg"
+        with pytest.raises(ValueError, match="--out"):
+            run_folder.create(self.options("run"), "signal_game", goes_on=False)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["opts.json"]
+
+    def test_a_folder_of_another_run_is_refused(self, capsys, tmp_path):
+        for name in "AB":
+            main([*self.PARAMS, f"--out={name}"])
+        before = contents(tmp_path / "B")
+        more = [*self.PARAMS, "--n_epochs=2", "--load_from_checkpoint=A/checkpoints/final.tar"]
+        assert run(PROG, main, [*more, "--out=B"]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "--out" in error
+        assert "B holds a run already" in error
+        assert contents(tmp_path / "B") == before
+        assert run(PROG, main, [*more, "--out=C", "--checkpoint_dir=B/checkpoints"]) == 1
+        assert "--checkpoint_dir" in capsys.readouterr().err.splitlines()[-1]
+        assert contents(tmp_path / "B") == before
+        main([*more, "--out=A"])
+        epochs = [json.loads(line)["epoch"] for line in (tmp_path / "A/metrics.jsonl").open()]
+        assert epochs == [1, 1, 2, 2]
+
+    @pytest.mark.parametrize(
+        ("params", "named"),
+        [
+            (["--resume", ""], ["--resume", "''"]),
+            (["--resume="], ["--resume", "''"]),
+            (["--out="], ["--out", "''"]),
+            (["--load_from_checkpoint="], ["--load_from_checkpoint", "''"]),
+            (["--checkpoint_dir="], ["--checkpoint_dir", "''"]),
+            (["--resume=run", "--out=other"], ["--resume", "--out"]),
+            (["--resume=run", "--evaluate"], ["--resume", "--evaluate"]),
+            (["--resume=run", "--evaluate", "--load_from_checkpoint=x.tar"], ["--resume", "--evaluate"]),
+            (["--resume=run", "--load_from_checkpoint=x.tar"], ["--resume", "--load_from_checkpoint"]),
+            (["--resume=run", "--preemptable"], ["--resume", "--preemptable"]),
+            (["--evaluate", "--load_from_checkpoint=x.tar", "--out=other"], ["--evaluate", "--out"]),
+            (["--evaluate", "--load_from_checkpoint=x.tar", "--preemptable"], ["--evaluate", "--preemptable"]),
+        ],
+    )
+    def test_contradictions_are_refused(self, params, named, capsys, tmp_path):
+        assert run(PROG, main, params) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert all(name in error for name in named)
+        assert not list(tmp_path.iterdir())
+
+    def test_training_options_have_no_effect_in_a_test(self, capsys):
+        main([*self.PARAMS, "--out=run"])
+        capsys.readouterr()
+        main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--lr=0.5", "--batch_size=3"])
+        error = capsys.readouterr().err
+        assert error.count("warning: ") == 2
+        assert "warning: --lr has no effect" in error
+        assert "warning: --batch_size has no effect" in error
 
 
 class TestCheckpoints:
