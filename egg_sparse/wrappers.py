@@ -11,6 +11,7 @@ from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import active_set, categorical, lpsmap, sparsemap, topk
+from egg_sparse.mappings.scores import message_type
 
 _NORMALIZERS = {
     "softmax": categorical.softmax,
@@ -129,7 +130,7 @@ class SparsemaxWrapper(ScoringWrapper):
             distribution = _NORMALIZERS[self.normalizer](scores)
         if self.message_format == "index":
             return distribution
-        one_hot = F.one_hot(distribution.messages, scores.shape[1]).to(distribution.probs.dtype)
+        one_hot = F.one_hot(distribution.messages, scores.shape[1]).to(message_type(scores))
         return SparseDistribution(one_hot, distribution.probs, distribution.vocab_size, validate_args=False)
 
 

@@ -64,7 +64,7 @@ def brute_force(game, batch, vocab_size, one_hot, coefficient):
     scores = game.sender.agent(sender_input) / game.sender.temperature
     normalizer = game.sender.normalizer if game.sender.alpha is None else game.sender.alpha
     distribution = SparsemaxWrapper(nn.Identity(), normalizer)(scores)
-    probs = torch.zeros_like(scores).scatter(1, distribution.messages.t(), distribution.probs.t())
+    probs = torch.zeros_like(scores).scatter_add(1, distribution.messages.t(), distribution.probs.t())
     total, aux = 0, {"acc": 0, "rank": 0}
     for symbol in range(vocab_size):
         message = torch.full(labels.shape, symbol)

@@ -15,7 +15,7 @@ class Agent(nn.Linear):
 
 def dense(distribution):
     probs = torch.zeros(distribution.probs.shape[1], distribution.vocab_size, dtype=distribution.probs.dtype)
-    return probs.scatter(1, distribution.messages.t(), distribution.probs.t())
+    return probs.scatter_add(1, distribution.messages.t(), distribution.probs.t())
 
 
 @pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", "softmax", 1.3, 2, nn.Parameter(torch.tensor(1.7))])

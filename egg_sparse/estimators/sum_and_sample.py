@@ -26,7 +26,8 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
     Returns:
         A SparseDistribution of ``max_support + 1`` rows whose expectations are unbiased estimates of those of the
         distribution; the last row has all remaining probability, without a gradient, and none where nothing
-        remains. And the log-probability ``(B,)`` of the sample, with a gradient; 0 where nothing remains.
+        remains: there, as in all padded rows, the message is that of row 0. And the log-probability ``(B,)`` of the
+        sample, with a gradient; 0 where nothing remains.
 
     Example:
         >>> d = SparseDistribution(torch.tensor([[3], [1], [0]]), torch.tensor([[0.5], [0.25], [0.25]]))
@@ -39,14 +40,13 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
     remaining = weights.sum(0)
     drawn = torch.multinomial(torch.where(remaining > 0, weights, 1.0).t(), 1).t()
     of_sample = rest.gather(0, drawn)
-    others = distribution.messages[max_support:]
-    index = drawn if others.dim() == 2 else drawn[:, :, None].expand(-1, -1, others.shape[2])
-    terms = SparseDistribution(
-        torch.cat((distribution.messages[:max_support], others.gather(0, index))),
-        torch.cat((kept, remaining[None].to(kept.dtype))),
-        distribution.vocab_size,
-        validate_args=False,
-    )
+    probs = torch.cat((kept, remaining[None].to(kept.dtype)))
+    rows = torch.arange(max_support, device=drawn.device)[:, None].expand(-1, drawn.shape[1])
+    index = torch.cat((rows, drawn + max_support)) * (probs > 0)  # padded rows repeat the first
+    messages = distribution.messages
+    if messages.dim() == 3:
+        index = index[:, :, None].expand(-1, -1, messages.shape[2])
+    terms = SparseDistribution(messages.gather(0, index), probs, distribution.vocab_size, validate_args=False)
     return terms, torch.where(of_sample > 0, of_sample, 1.0).log()[0]
 
 

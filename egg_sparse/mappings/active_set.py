@@ -25,15 +25,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.arrays import Array, as_tensor, cast, module, native, numbers, zeros
+from egg_sparse.mappings.arrays import Array, as_tensor, cast, module, native, numbers, wide, zeros
 from egg_sparse.mappings.order import order
-from egg_sparse.mappings.scores import check_scores, result_type, synchronise, working_copy
+from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronise_sums, working_copy
 
 MAX_ITER = 1000
 TOL = 1e-9
@@ -62,7 +62,8 @@ def sparsemap_active_set(
         scores: ``(B, D)``, floating point, finite; one per bit of a structure.
         oracle: a function that returns for scores ``(B, D)`` the structures that maximise
             :math:`\langle \mathrm{scores}, z \rangle + \mathrm{extra}(z)`, ``(B, D)`` of zeros and ones. It must be
-            exact: what it never returns is taken for not better. It may also have two methods:
+            exact: what it never returns is taken for not better, and a structure worse than those that it returned
+            before, by more than single precision rounds, is refused. It may also have two methods:
             ``extra_scores(structures)``, the part of their scores that no bit holds, for structures ``(K, B, D)`` as
             ``(K, B)``, differentiable in whatever it depends on; and ``for_examples(rows)``, the same oracle for some
             of the examples, a ``(N,)`` tensor of their indices. Without the latter it is always asked for all of
@@ -72,13 +73,14 @@ def sparsemap_active_set(
             solution.
 
     Returns:
-        SparseDistribution with messages ``(K, B, D)``, most probable first. Its ``duality_gap`` ``(B,)`` certifies
-        the solution. Probabilities are differentiable with the support kept as it is, as everywhere but at
-        breakpoints it stays.
+        SparseDistribution with messages ``(K, B, D)`` of the scores' type, most probable first. Its ``duality_gap``
+        ``(B,)`` certifies the solution. Probabilities, in at least float32, are differentiable with the support kept
+        as it is, as everywhere but at breakpoints it stays.
 
     Raises:
-        TypeError, ValueError: scores of another type or shape, NaN or infinite; max_iter below 1; tol negative;
-            structures or extra scores from the oracle of another shape, or structures other than zeros and ones.
+        TypeError, ValueError: scores of another type or shape, NaN or infinite, or with sums that overflow;
+            max_iter below 1; tol negative; at any call, structures or extra scores from the oracle of another shape,
+            structures other than zeros and ones, or not the best, or extra scores that are NaN or infinite.
 
     Example:
         Exactly two bits on:
@@ -95,17 +97,18 @@ def sparsemap_active_set(
     check_scores(scores, "D bits")
     check_stopping(max_iter, tol)
     x, finite = working_copy(scores)
-    synchronise(finite)
-    if x.device.type != "mps":
-        x = x.double()
-    with torch.autocast(scores.device.type, enabled=False):
+    x = wide(x)
+    synchronise_sums(x, finite)
+    # of what the oracle returns, numbers that are not finite are refused, not warned of
+    with torch.autocast(scores.device.type, enabled=False), np.errstate(over="ignore", invalid="ignore"):
         solution = _Solver(x.detach(), oracle).solve(max_iter, tol)
         scores_of_terms = (solution.structures * x).sum(-1)
         if hasattr(oracle, "extra_scores"):
-            scores_of_terms = scores_of_terms + oracle.extra_scores(solution.structures)
+            scores_of_terms = scores_of_terms + _extra_scores(oracle, solution.structures)
         probs = _OfFixedSupport.apply(scores_of_terms, solution.probs, solution.slots, solution.columns)
-    dtype = result_type(scores)
-    distribution = SparseDistribution(solution.structures.to(dtype), probs.to(dtype), validate_args=False)
+    distribution = SparseDistribution(
+        solution.structures.to(message_type(scores)), probs.to(probability_type(scores)), validate_args=False
+    )
     distribution.duality_gap = solution.gap
     return distribution
 
@@ -140,14 +143,25 @@ class _OfFixedSupport(torch.autograd.Function):
         return probs.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_probs: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         probs, slots, columns = ctx.saved_tensors
         positive = probs.t() > 0
         of_slots = columns.new_zeros(columns.shape[0], columns.shape[2])
-        of_slots.scatter_add_(1, slots, grad_probs.t() * positive)
+        of_slots = of_slots.scatter_add(1, slots, grad_probs.t() * positive)
         of_slots = _product(columns.mT, _product(columns, of_slots)) / 2
         return (of_slots.gather(1, slots) * positive).t(), None, None, None
+
+
+def _extra_scores(oracle: Any, structures: torch.Tensor) -> torch.Tensor:
+    """What the oracle says of structures (K, B, D): (K, B)."""
+    found = oracle.extra_scores(structures)
+    if not isinstance(found, torch.Tensor) or found.shape != structures.shape[:2]:
+        got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(
+            f"extra_scores must return (K, B) = {tuple(structures.shape[:2])} for structures of shape "
+            f"{tuple(structures.shape)}, got {got}"
+        )
+    return found
 
 
 class _Solution(NamedTuple):
@@ -177,9 +191,10 @@ class _Solver:
         self.used = 1
         self.stalled = self.examples < 0
         self._allocate(min(max(32, x.shape[1]), 64))
+        self._precision = max(1e-6, tie(x))  # of sums, relative: that of oracles that compute in float32
         structures, extra = self._best(self.x)
-        if not bool(((structures == 0) | (structures == 1)).all()):
-            raise ValueError("oracle must return structures of zeros and ones")
+        if bool(_not_binary(structures)):
+            self._refuse(structures, extra, self.examples)
         self.structures[:, 0], self.extra[:, 0], self.probs[:, 0] = structures, extra, 1
         self.base[:, 0], self.base[:, 1] = -structures.sum(1), 1
 
@@ -216,21 +231,35 @@ class _Solver:
         structures: Array = native(found)
         extra: Array = 0.0
         if self._has_extra:
-            of_found = self._oracle.extra_scores(found[None])  # type: ignore[attr-defined]
-            if of_found.shape != (1, len(asked)):
-                raise ValueError(
-                    f"extra_scores must return (K, B) = {(1, len(asked))} for structures of shape "
-                    f"{(1, *asked.shape)}, got {tuple(of_found.shape)}"
-                )
-            extra = native(of_found[0].detach().to(asked.dtype))
+            extra = native(_extra_scores(self._oracle, found[None])[0].detach().to(asked.dtype))
         if whole_batch:
             structures, extra = structures[self.examples], extra[self.examples] if self._has_extra else 0.0
         return structures, extra
+
+    def _refuse(self, structures: Array, extra: Array, gap: Array) -> NoReturn:
+        """Raises ValueError with what is wrong with structures of the oracle, or their extra scores."""
+        found = as_tensor(structures)
+        found = found[(found != 0) & (found != 1)]
+        if len(found):
+            raise ValueError(f"oracle must return structures of zeros and ones, got one that holds {found[0].item():g}")
+        if self._has_extra:
+            extras = torch.cat((as_tensor(extra), as_tensor(self.extra[:, 0])))
+            extras = extras[~torch.isfinite(4 * extras)]
+            if len(extras):
+                raise ValueError(
+                    f"extra_scores of the oracle must return numbers with finite sums, got {extras[0].item():g}"
+                )
+        raise ValueError(
+            "oracle must return the best structure of every example, got one that scores "
+            f"{-float(gap.min()):.3g} less than those that it returned before do on average"
+        )
 
     @torch.no_grad()
     def solve(self, max_iter: int, tol: float) -> _Solution:
         rounding = abs(self.x).sum(1) + abs(self.extra[:, 0])
         tolerance = tol + 16 * float(self.xp.finfo(self.x.dtype).eps) * rounding
+        largest = float(self.xp.finfo(self.x.dtype).max) / 4
+        least_gap = -tolerance - self._precision * (rounding + self.x.shape[1])
         largest_gap = 0.0
         unsettled = None  # examples whose probabilities are not optimal for their active set; None if there are none
         for iteration in range(max_iter + 1):
@@ -246,7 +275,10 @@ class _Solver:
             if unsettled is not None:
                 enters = enters & ~unsettled
                 moves = enters | unsettled
-            n_moves = int(moves.sum())
+            wrong = _not_binary(structure) | ~((gap >= least_gap) & (gap < largest)).all()
+            n_moves = int(self.xp.where(wrong, -1, moves.sum()))  # in one transfer from the device
+            if n_moves < 0:
+                self._refuse(structure, extra, gap)
             worth_leaving_out = n_moves <= len(moves) // 2 and self.structures[:, :n].nbytes > 1_000_000
             if not n_moves or iteration == max_iter or worth_leaving_out:
                 stays = moves & (iteration < max_iter)
@@ -257,8 +289,8 @@ class _Solver:
                 if iteration == max_iter or not n_moves:
                     break
                 self._keep(stays)
-                structure, gap, tolerance, enters, moves = (
-                    of_example[stays] for of_example in (structure, gap, tolerance, enters, moves)
+                structure, gap, tolerance, least_gap, enters, moves = (
+                    of_example[stays] for of_example in (structure, gap, tolerance, least_gap, enters, moves)
                 )
                 extra = extra[stays] if self._has_extra else 0.0
                 unsettled = None if unsettled is None else unsettled[stays]
@@ -407,6 +439,7 @@ class _Solver:
         slots = order(probs, n_terms, -1)
         rows = self._numbers[: len(solved)][solved][:, None]
         probs = self.probs[rows, slots]
+        slots = self.xp.where(probs > 0, slots, slots[:, :1])  # padded rows repeat the first
         columns = self.columns[:, :n, 1 : n + 1]
         return _Solution(
             self.examples[solved],
@@ -435,12 +468,19 @@ class _Solver:
             for found in self._solved:
                 k, n = found.probs.shape[1], found.columns.shape[1]
                 solution.structures[found.examples, :k] = found.structures
+                solution.structures[found.examples, k:] = found.structures[:, :1]
                 solution.probs[found.examples, :k] = found.probs
                 solution.slots[found.examples, :k] = found.slots
+                solution.slots[found.examples, k:] = found.slots[:, :1]
                 solution.columns[found.examples, :n, :n] = found.columns
                 solution.gap[found.examples] = found.gap
         examples, structures, probs, slots, columns, gap = map(as_tensor, solution)
         return _Solution(examples, structures.transpose(0, 1), probs.t(), slots, columns, gap)
+
+
+def _not_binary(structures: Array) -> Array:
+    """Whether any number is neither 0 nor 1."""
+    return (structures * (1 - structures)).any()
 
 
 def _product(matrices: Array, vectors: Array) -> Array:

@@ -48,6 +48,13 @@ def cast(array: Array, like: Array) -> Array:
     return array.astype(like.dtype, copy=False) if isinstance(array, np.ndarray) else array.to(like.dtype)
 
 
+def wide(array: Array) -> Array:
+    """The array in float64, or in float32 where the device has none."""
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float64, copy=False)
+    return array.to(torch.float32 if array.device.type == "mps" else torch.float64)
+
+
 def numbers(n: int, like: Array) -> Array:
     """0, ..., n - 1, as integers, on the device of another array."""
     return np.arange(n) if isinstance(like, np.ndarray) else torch.arange(n, device=like.device)

@@ -6,18 +6,19 @@ All four solve, for scores x of every example,
 
 with the Tsallis entropy H_alpha: alpha = 1 is softmax, 1.5 is 1.5-entmax, 2 is sparsemax. Above 1 most
 probabilities are exactly 0. The projections are those of the entmax package; this file turns their dense result
-into the terms that are not zero.
+into the terms that are not zero, and has their gradients, which can be differentiated again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import entmax as entmax_library
 import torch
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.scores import check_scores, result_type, synchronise, working_copy
+from egg_sparse.mappings.scores import check_scores, synchronise, working_copy
 
 _COLUMNS = "V symbols"
 
@@ -32,7 +33,8 @@ def softmax(scores: torch.Tensor) -> SparseDistribution:
         scores: ``(B, V)``, floating point, finite; V symbols.
 
     Returns:
-        SparseDistribution with messages ``(K, B)`` long, most probable first.
+        SparseDistribution with messages ``(K, B)`` long, most probable first, and probabilities in at
+        least float32.
 
     Raises:
         TypeError, ValueError: scores of another type or shape, NaN or infinite.
@@ -54,7 +56,8 @@ def sparsemax(scores: torch.Tensor) -> SparseDistribution:
             by one does: the larger the differences, the smaller the support.
 
     Returns:
-        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id.
+        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id, and
+        probabilities in at least float32.
 
     Raises:
         TypeError, ValueError: scores of another type or shape, NaN or infinite.
@@ -66,7 +69,7 @@ def sparsemax(scores: torch.Tensor) -> SparseDistribution:
 
     Source: Martins and Astudillo, "From Softmax to Sparsemax" (ICML 2016).
     """
-    return _distribution(scores, lambda x: entmax_library.sparsemax(_stable(x, 2.0), dim=-1))
+    return _distribution(scores, lambda x: _project(entmax_library.sparsemax, x, 2.0))
 
 
 def entmax15(scores: torch.Tensor) -> SparseDistribution:
@@ -76,7 +79,8 @@ def entmax15(scores: torch.Tensor) -> SparseDistribution:
         scores: ``(B, V)``, floating point, finite.
 
     Returns:
-        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id.
+        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id, and
+        probabilities in at least float32.
 
     Raises:
         TypeError, ValueError: scores of another type or shape, NaN or infinite.
@@ -87,7 +91,7 @@ def entmax15(scores: torch.Tensor) -> SparseDistribution:
 
     Source: Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models" (ACL 2019).
     """
-    return _distribution(scores, lambda x: entmax_library.entmax15(_stable(x, 1.5), dim=-1))
+    return _distribution(scores, lambda x: _project(entmax_library.entmax15, x, 1.5))
 
 
 def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribution:
@@ -101,7 +105,8 @@ def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribut
         alpha: a number, or a floating-point tensor that broadcasts with ``(B, 1)``.
 
     Returns:
-        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id.
+        SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id, and
+        probabilities in at least float32.
 
     Raises:
         TypeError, ValueError: scores of another type or shape, NaN or infinite; alpha not above 1.
@@ -119,7 +124,7 @@ def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribut
         if alpha in closed_forms:
             return closed_forms[alpha](scores)
         return _distribution(
-            scores, lambda x: entmax_library.entmax_bisect(_stable(x, alpha), x.new_full((len(x), 1), alpha), dim=-1)
+            scores, lambda x: _project(entmax_library.entmax_bisect, x, x.new_full((len(x), 1), alpha))
         )
     check_scores(scores, _COLUMNS)
     if not alpha.is_floating_point():
@@ -128,11 +133,61 @@ def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribut
     if per_example.dim() != 2 or per_example.shape[1] != 1 or per_example.shape[0] not in (1, *scores.shape[:1]):
         raise ValueError(f"alpha must hold one value or be of shape (B, 1), got {tuple(alpha.shape)}")
 
-    def normalize(x: torch.Tensor) -> torch.Tensor:
-        alphas = per_example.to(x).expand(x.shape[0], 1)
-        return entmax_library.entmax_bisect(_stable(x, alphas.detach()), alphas, dim=-1)
+    return _distribution(
+        scores,
+        lambda x: _project(entmax_library.entmax_bisect, x, per_example.to(x).expand(x.shape[0], 1)),
+        alpha=per_example,
+    )
 
-    return _distribution(scores, normalize, alpha=per_example)
+
+def _project(
+    projection: Callable[..., torch.Tensor], scores: torch.Tensor, alpha: float | torch.Tensor
+) -> torch.Tensor:
+    """The projection, a function of the entmax package, of scores (B, V), with alpha a number or (B, 1)."""
+    constant = alpha.detach() if isinstance(alpha, torch.Tensor) else alpha
+    probs: torch.Tensor = _Projection.apply(_stable(scores, constant), alpha, projection)
+    return probs
+
+
+class _Projection(torch.autograd.Function):
+    """Probabilities of the entmax package, whose own gradients cannot be differentiated again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: torch.Tensor, alpha: float | torch.Tensor, projection: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        if isinstance(alpha, torch.Tensor):
+            probs = projection(scores, alpha, dim=-1)
+            ctx.save_for_backward(probs, alpha)
+        else:
+            probs = projection(scores, dim=-1)
+            ctx.save_for_backward(probs)
+            ctx.alpha = alpha
+        return probs
+
+    @staticmethod
+    def backward(ctx: Any, grad_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        probs, *alphas = ctx.saved_tensors
+        alpha = alphas[0] if alphas else ctx.alpha
+        positive = probs > 0
+        safe = torch.where(positive, probs, 1)
+        # dp_i / dx_j = weight_i [i = j] - weight_i share_j, with the weights p^(2 - alpha)
+        if not alphas and alpha == 2:
+            weights = positive.to(probs.dtype)
+        elif not alphas and alpha == 1.5:
+            weights = safe.sqrt() * positive
+        else:
+            weights = safe ** (2 - alpha) * positive
+        total = weights.sum(-1, keepdim=True)
+        weighted = grad_probs * weights
+        grad = weighted - weights * (weighted.sum(-1, keepdim=True) / total)
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None
+        share, entropy_terms = weights / total, probs * safe.log()
+        of_scale = probs - share
+        of_power = entropy_terms - share * entropy_terms.sum(-1, keepdim=True)
+        of_alpha = of_scale / (alpha - 1) ** 2 - of_power / (alpha - 1)
+        return grad, (grad_probs * of_alpha).sum(-1, keepdim=True), None
 
 
 def _stable(scores: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
@@ -155,7 +210,6 @@ def _distribution(
     x, finite = working_copy(scores)
     with torch.autocast(scores.device.type, enabled=False):
         probs = normalize(x)
-    probs = probs.to(result_type(scores))
     if batch == 0:
         nothing = torch.zeros(1, 0, dtype=torch.long, device=scores.device)
         return SparseDistribution(nothing, probs[:, :1].t(), vocab_size, validate_args=False)
@@ -169,4 +223,6 @@ def _distribution(
     symbols = probs.detach().topk(rows, dim=1, sorted=False).indices.sort(dim=1).values
     order = probs.detach().gather(1, symbols).sort(dim=1, descending=True, stable=True).indices
     symbols = symbols.gather(1, order)
-    return SparseDistribution(symbols.t(), probs.gather(1, symbols).t(), vocab_size, validate_args=False)
+    probs = probs.gather(1, symbols)
+    messages = torch.where(probs.detach() > 0, symbols, symbols[:, :1])  # padded rows repeat the first
+    return SparseDistribution(messages.t(), probs.t(), vocab_size, validate_args=False)

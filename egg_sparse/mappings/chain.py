@@ -12,8 +12,8 @@ import torch
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import lpsmap
 from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set, tie
-from egg_sparse.mappings.arrays import as_tensor, native
-from egg_sparse.mappings.scores import check_scores, synchronise
+from egg_sparse.mappings.arrays import as_tensor, native, wide
+from egg_sparse.mappings.scores import check_scores, synchronise, synchronise_sums
 
 
 def sparsemap_chain(
@@ -40,12 +40,13 @@ def sparsemap_chain(
         tol: the duality gap at which to stop. Not for "lpsmap", which has its own.
 
     Returns:
-        SparseDistribution with messages ``(K, B, D)``, most probable first; differentiable in scores and
-        transitions. From the native solver its ``duality_gap`` ``(B,)`` certifies the solution.
+        SparseDistribution with messages ``(K, B, D)`` of the scores' type, most probable first, and probabilities in
+        at least float32, differentiable in scores and transitions. From the native solver its ``duality_gap``
+        ``(B,)`` certifies the solution.
 
     Raises:
-        TypeError, ValueError: scores or transitions of another type or shape, NaN or infinite; max_iter below 1;
-            tol negative; solver unknown.
+        TypeError, ValueError: scores or transitions of another type or shape, NaN or infinite, or with sums that
+            overflow; max_iter below 1; tol negative; solver unknown.
         ImportError: solver "lpsmap" without lp-sparsemap.
 
     Example:
@@ -68,12 +69,12 @@ def sparsemap_chain(
             f"transitions must have shape (B, D - 1) = {(batch, n_bits - 1)} or ({n_bits - 1},), "
             f"got {tuple(transitions.shape)}"
         )
-    synchronise(torch.isfinite(transitions.detach()), name="transitions")
+    wide_transitions = wide(transitions)
+    synchronise_sums(wide_transitions.detach(), torch.isfinite(transitions.detach()), name="transitions")
     if solver == "lpsmap":
         synchronise(torch.isfinite(scores.detach()))
         return lpsmap.chain(scores, transitions, max_iter)
-    wide = torch.float32 if scores.device.type == "mps" else torch.float64
-    return sparsemap_active_set(scores, _Sequences(transitions.to(wide).expand(batch, -1)), max_iter, tol)
+    return sparsemap_active_set(scores, _Sequences(wide_transitions.expand(batch, -1)), max_iter, tol)
 
 
 class _Sequences:

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.scores import result_type
+from egg_sparse.mappings.scores import message_type, probability_type
 
 SOLVERS = ("native", "lpsmap")
 
@@ -45,9 +45,10 @@ def import_factors() -> tuple[Any, Any]:
 
 def chain(scores: torch.Tensor, transitions: torch.Tensor, max_iter: int) -> SparseDistribution:
     """SparseMAP over binary sequences; see :func:`egg_sparse.mappings.sparsemap_chain`."""
-    probs, sequences = _Sequence.apply(scores, transitions.expand(len(scores), -1), max_iter)
-    dtype = result_type(scores)
-    return SparseDistribution(sequences.to(dtype), probs.to(dtype), validate_args=False)
+    wide = scores.to(probability_type(scores))
+    probs, sequences = _Sequence.apply(wide, transitions.expand(len(scores), -1), max_iter)
+    sequences = torch.where(probs[:, :, None] > 0, sequences, sequences[:1])  # padded rows repeat the first
+    return SparseDistribution(sequences.to(message_type(scores)), probs, validate_args=False)
 
 
 def bits(scores: torch.Tensor, max_iter: int) -> SparseDistribution:
@@ -57,8 +58,8 @@ def bits(scores: torch.Tensor, max_iter: int) -> SparseDistribution:
 
 def budget_marginals(scores: torch.Tensor, budget: int) -> torch.Tensor:
     """The SparseMAP marginals ``(B, D)`` of bit-vectors with at most ``budget`` bits on."""
-    mu: torch.Tensor = _Budget.apply(scores, budget)
-    return mu.to(result_type(scores))
+    mu: torch.Tensor = _Budget.apply(scores.to(probability_type(scores)), budget)
+    return mu
 
 
 class _Sequence(torch.autograd.Function):

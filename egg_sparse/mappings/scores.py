@@ -37,14 +37,17 @@ def working_copy(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Not finite scores are refused by :func:`synchronise`; until then they must not make a computation fail.
     """
     finite = torch.isfinite(scores.detach())
-    return torch.where(finite, scores, 0).to(torch.promote_types(scores.dtype, torch.float32)), finite
+    return torch.where(finite, scores, 0).to(probability_type(scores)), finite
 
 
-def result_type(scores: torch.Tensor) -> torch.dtype:
-    """The type of probabilities: that of the scores, but at least float32 under autocast."""
-    if torch.is_autocast_enabled(scores.device.type):
-        return torch.promote_types(scores.dtype, torch.float32)
-    return scores.dtype
+def probability_type(scores: torch.Tensor) -> torch.dtype:
+    """The type of probabilities, and of all that is computed with: that of the scores, but at least float32."""
+    return torch.promote_types(scores.dtype, torch.float32)
+
+
+def message_type(scores: torch.Tensor) -> torch.dtype:
+    """The type of messages, which receivers read: that of the scores, but at least float32 under autocast."""
+    return probability_type(scores) if torch.is_autocast_enabled(scores.device.type) else scores.dtype
 
 
 def synchronise_finite(x: torch.Tensor, number: torch.Tensor | None = None) -> int:
@@ -74,3 +77,16 @@ def synchronise(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "score
     if not all_finite:
         raise NotFiniteError(f"{name} must be finite: {int((~finite).sum())} of {finite.numel()} are NaN or infinite")
     return values
+
+
+def synchronise_sums(x: torch.Tensor, finite: torch.Tensor, name: str = "scores") -> None:
+    """The check that all scores are finite, and that sums of theirs (the last axis) are in the type of x.
+
+    Raises:
+        ValueError: they are not.
+    """
+    (in_range,) = synchronise(finite, torch.isfinite(4 * x.abs().sum(-1)).all(), name=name)
+    if not in_range:
+        raise ValueError(
+            f"{name} must have sums within the range of {x.dtype}, got numbers up to {x.abs().max().item():g}"
+        )

@@ -16,14 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import lpsmap
 from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set, tie
 from egg_sparse.mappings.arrays import Array, as_tensor, cast, module, native, numbers, take, zeros
 from egg_sparse.mappings.order import order
-from egg_sparse.mappings.scores import check_scores, result_type, synchronise, synchronise_finite, working_copy
+from egg_sparse.mappings.scores import (
+    check_scores,
+    message_type,
+    probability_type,
+    synchronise,
+    synchronise_finite,
+    working_copy,
+)
 
 DECOMPOSITIONS = ("systematic", "threshold", "active_set")
 
@@ -39,7 +45,7 @@ def sparsemap_marginals(scores: torch.Tensor, budget: int | None = None) -> torc
         budget: at most so many bits are on; None for any number.
 
     Returns:
-        ``(B, D)`` of the scores' type. Exact also with a budget: the breakpoints are sorted, nothing is
+        ``(B, D)``, in at least float32. Exact also with a budget: the breakpoints are sorted, nothing is
         iterated.
 
     Raises:
@@ -59,7 +65,7 @@ def sparsemap_marginals(scores: torch.Tensor, budget: int | None = None) -> torc
     x, finite = working_copy(scores)
     synchronise(finite)
     mu, _ = _marginals(x, budget)
-    return mu.to(result_type(scores))
+    return mu
 
 
 def check_options(
@@ -172,7 +178,8 @@ def sparsemap_bit_vectors(
         tol: for "active_set": the duality gap at which to stop. Not for "lpsmap", which has its own.
 
     Returns:
-        SparseDistribution with messages ``(K, B, D)``, most probable first. Expectations of linear functions
+        SparseDistribution with messages ``(K, B, D)`` of the scores' type, most probable first, and probabilities
+        in at least float32. Expectations of linear functions
         are the same for all decompositions, those of others may differ.
 
     Raises:
@@ -193,6 +200,7 @@ def sparsemap_bit_vectors(
     """
     check_scores(scores, "D bits")
     check_options(budget, decomposition, solver, max_iter, tol)
+    dtype = message_type(scores)
     if solver == "lpsmap":
         synchronise(torch.isfinite(scores.detach()))
         if budget is not None:
@@ -205,10 +213,8 @@ def sparsemap_bit_vectors(
         scores = 2 * mu - 1  # whose marginals are mu
     elif decomposition == "active_set":
         return _active_set(scores, budget, max_iter, tol)
-    x = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    probs, messages = _Decomposition.apply(x, budget, decomposition == "systematic")
-    dtype = result_type(scores)
-    return SparseDistribution(messages.to(dtype), probs.to(dtype), validate_args=False)
+    probs, messages = _Decomposition.apply(scores.to(probability_type(scores)), budget, decomposition == "systematic")
+    return SparseDistribution(messages.to(dtype), probs, validate_args=False)
 
 
 def _active_set(scores: torch.Tensor, budget: int | None, max_iter: int, tol: float) -> SparseDistribution:
@@ -231,8 +237,7 @@ def _active_set(scores: torch.Tensor, budget: int | None, max_iter: int, tol: fl
             limited = ((x.detach() + 1) / 2).clamp(0, 1).sum(1, keepdim=True) > budget
             bounded = torch.where(limited, (x - reference + 1).clamp(-2, 4), bounded)
         distribution = sparsemap_active_set(bounded, best, max_iter, tol)
-    distribution.probs = distribution.probs.to(result_type(scores))
-    distribution.messages = distribution.messages.to(distribution.probs.dtype)
+    distribution.messages = distribution.messages.to(message_type(scores))
     return distribution
 
 
@@ -270,32 +275,34 @@ class _Decomposition(torch.autograd.Function):
             largest = (gaps > 0).sum(1).max()
             rows = int(largest) if on_host else synchronise_finite(x, largest)
         terms = order(gaps, rows, -1)
-        probs = as_tensor(take(gaps, terms)).t()
-        messages = _messages(take(edges, terms), ends, whole)
+        probs, starts = take(gaps, terms), take(edges, terms)
+        starts = module(starts).where(probs > 0, starts, starts[:, :1])  # padded rows repeat the first
+        messages = _messages(starts, ends, whole)
         ctx.save_for_backward(*map(as_tensor, (mu, sorted_bits, terms)))
         ctx.limited, ctx.systematic = limited, systematic
         ctx.mark_non_differentiable(messages)
         ctx.set_materialize_grads(False)  # one for the messages would take longer than all the rest
-        return probs, messages
+        return as_tensor(probs).t(), messages
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_probs: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, None, None]:
         if grad_probs is None:
             return None, None, None
-        mu, sorted_bits, terms = map(native, ctx.saved_tensors)
+        # tensors where a graph is created: the gradient, which is linear in grad_probs, can be differentiated again
+        convert = as_tensor if torch.is_grad_enabled() else native
+        mu, sorted_bits, terms = map(convert, ctx.saved_tensors)
         rows = numbers(len(mu), mu)[:, None]
         of_gaps = zeros((mu.shape[0], mu.shape[1] + 1), mu)
-        of_gaps[rows, terms] = native(grad_probs.t())
+        of_gaps[rows, terms] = convert(grad_probs.t())
         grad = zeros(mu.shape, mu)
         grad[rows, sorted_bits] = of_gaps[:, :-1] - of_gaps[:, 1:]
         if ctx.systematic:
-            grad = native(as_tensor(grad).flip(1).cumsum(1).flip(1))
+            grad = convert(as_tensor(grad).flip(1).cumsum(1).flip(1))
         between = (mu > 0) & (mu < 1)
         grad = grad * between
         if ctx.limited is not None:
             shared = grad.sum(1) / cast(between.sum(1).clip(1), mu)
-            grad = grad - between * (shared * ctx.limited)[:, None]
+            grad = grad - between * (shared * convert(ctx.limited))[:, None]
         return as_tensor(grad / 2), None, None
 
 

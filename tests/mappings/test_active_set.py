@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from egg_sparse.mappings import arrays as small_arrays
 from egg_sparse.mappings import sparsemap_active_set, sparsemap_bit_vectors, sparsemap_chain, sparsemap_marginals
@@ -214,11 +215,12 @@ def test_types_strides_and_empty_batches(dtype):
         lambda x: sparsemap_chain(x, torch.zeros(x.shape[1] - 1, dtype=dtype)),
     ):
         d = solve(x.t())
-        assert d.probs.dtype == d.messages.dtype == dtype
+        assert d.messages.dtype == dtype
+        assert d.probs.dtype == torch.promote_types(dtype, torch.float32)
         assert torch.equal(d.messages, solve(x.t().contiguous()).messages)
         assert solve(torch.zeros(0, 4, dtype=dtype)).mode.shape == (0, 4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert solve(x).probs.dtype == torch.promote_types(dtype, torch.float32)
+            assert solve(x).messages.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def test_examples_do_not_mix():
@@ -277,6 +279,101 @@ class OddlyScored:
 def test_refuses_oracles(oracle, error):
     with pytest.raises(ValueError, match=error):
         sparsemap_active_set(torch.ones(2, 3), oracle)
+
+
+class FailsLater:
+    """Any bit-vector. From the given call on its structures, or their extra scores, are spoilt for one example."""
+
+    def __init__(self, call, spoil, spoil_extra=None):
+        self.call, self.calls, self.spoil = call, 0, spoil
+        if spoil_extra is not None:
+            self.extra_scores = lambda structures: self.spoilt(
+                structures.new_zeros(structures.shape[:2]), spoil_extra, 0
+            )
+
+    def spoilt(self, found, spoil, ahead):
+        if self.calls + ahead > self.call:
+            found = found.clone()
+            found[..., -1] = spoil(found[..., -1])
+        return found
+
+    def __call__(self, scores):
+        found = self.spoilt((scores > 0).to(scores.dtype).T, self.spoil, 1).T
+        self.calls += 1
+        return found
+
+
+def unchanged(found):
+    return found
+
+
+@pytest.mark.parametrize("numpy_on_cpu", [True, False])
+@pytest.mark.parametrize("call", [0, 1, 2, 5])
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda found: found * torch.nan, r"oracle.*\bnan\b"),
+        (lambda found: found + torch.inf, r"oracle.*\binf\b"),
+        (lambda found: 2 * found + 2, r"oracle.*\b[24]\b"),
+        (lambda found: -found - 1e-300, r"oracle.*-(1|1e-300)\b"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_refuses_structures_at_any_call(call, spoil, error, numpy_on_cpu, monkeypatch):
+    monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", numpy_on_cpu)
+    oracle = FailsLater(call, spoil)
+    with pytest.raises(ValueError, match=error):
+        sparsemap_active_set(torch.randn(5, 10, dtype=torch.float64).clamp(-0.9, 0.9), oracle)
+    assert oracle.calls == call + 1
+
+
+@pytest.mark.parametrize("numpy_on_cpu", [True, False])
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [*itertools.product([0, 1, 2, 5], [torch.nan, torch.inf, -torch.inf]), (1, 1.7e308), (2, -1.7e308)],
+)
+@pytest.mark.filterwarnings("error")
+def test_refuses_extra_scores_at_any_call(call, value, numpy_on_cpu, monkeypatch):
+    monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", numpy_on_cpu)
+    oracle = FailsLater(call, unchanged, lambda found: found.double() + value)
+    with pytest.raises(ValueError, match=rf"extra_scores.*{value:g}".replace("+", r"\+")):
+        sparsemap_active_set(torch.randn(5, 10, dtype=torch.float64).clamp(-0.9, 0.9), oracle)
+    assert oracle.calls <= max(call + 1, 2)
+
+
+@pytest.mark.parametrize("numpy_on_cpu", [True, False])
+@pytest.mark.parametrize("call", [2, 3, 5])
+def test_refuses_an_oracle_that_is_not_exact(call, numpy_on_cpu, monkeypatch):
+    monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", numpy_on_cpu)
+    oracle = FailsLater(call, lambda found: 1 - found)  # the worst structure of one example
+    with pytest.raises(ValueError, match=r"oracle must return the best structure.*scores [0-9.]+ less"):
+        sparsemap_active_set(torch.randn(5, 10, dtype=torch.float64).clamp(-0.9, 0.9), oracle)
+    assert oracle.calls == call + 1
+
+
+def test_an_oracle_may_compute_in_single_precision():
+    for scale in (0.1, 1.0, 100.0, 1e6):
+        x = scale * torch.randn(16, 30, dtype=torch.float64)
+        d = sparsemap_active_set(x, lambda scores: exactly(10)(scores.float()).to(scores.dtype))
+        torch.testing.assert_close(d.mean, sparsemap_active_set(x, exactly(10)).mean, atol=1e-2, rtol=0)
+
+
+def test_checks_of_the_oracle_do_not_wait_for_the_device(monkeypatch):
+    """There is one transfer for each of its calls, which says whether to go on."""
+
+    class Transfers(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", False)
+    oracle = FailsLater(10**6, unchanged, unchanged)
+    with Transfers() as transfers:
+        sparsemap_active_set(torch.randn(8, 20, dtype=torch.float64), oracle)
+    assert oracle.calls > 10
+    assert transfers.count <= oracle.calls + 4
 
 
 def test_an_oracle_that_depends_on_the_example():

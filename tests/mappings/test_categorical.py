@@ -24,7 +24,7 @@ by_mapping = pytest.mark.parametrize(("mapping", "alpha"), MAPPINGS.values(), id
 
 def dense(distribution, vocab_size):
     probs = torch.zeros(distribution.probs.shape[1], vocab_size, dtype=distribution.probs.dtype)
-    return probs.scatter(1, distribution.messages.t(), distribution.probs.t())
+    return probs.scatter_add(1, distribution.messages.t(), distribution.probs.t())
 
 
 def brute_force_sparsemax(x):
@@ -82,8 +82,8 @@ def test_invariants(mapping, alpha, x):
     assert (d.probs >= 0).all()
     assert (d.probs[:-1] >= d.probs[1:]).all()
     assert d.probs.shape[0] == d.support_size.max()
-    for column in d.messages.t():
-        assert len(set(column.tolist())) == len(column)
+    for messages, size in zip(d.messages.t(), d.support_size, strict=True):
+        assert len(set(messages.tolist())) == size
     best = scores.gather(1, d.mode[:, None])[:, 0]
     torch.testing.assert_close(best, scores.amax(1), atol=1e-5, rtol=1e-5)
     assert d.vocab_size == x.shape[1]
@@ -133,10 +133,8 @@ def test_ties_go_to_the_lower_id():
 
 @by_mapping
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_keeps_the_type(mapping, alpha, dtype):
-    d = mapping(torch.randn(4, 20).to(dtype))
-    assert d.probs.dtype == dtype
-    torch.testing.assert_close(d.probs.double().sum(0), torch.ones(4).double(), atol=0.05, rtol=0)
+def test_type_of_probabilities(mapping, alpha, dtype):
+    assert mapping(torch.randn(4, 20).to(dtype)).probs.dtype == torch.promote_types(dtype, torch.float32)
 
 
 @by_mapping

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import time
+from fractions import Fraction
 
 import entmax
 import numpy as np
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from egg_sparse.mappings import topk_bit_vectors, topk_sparsemax
+from egg_sparse.mappings import arrays as arrays_of_numpy
+from egg_sparse.mappings import topk, topk_bit_vectors, topk_sparsemax
 from egg_sparse.mappings.topk import flip_candidates
 
 
@@ -37,8 +40,134 @@ def test_candidates_are_those_that_dominate_fewer_than_k(n_bits):
         expected = {
             frozenset(s) for s in sets if sum(at_most(t, s) for t in sets if t != s) < k and all(r < k - 1 for r in s)
         }
-        found = {frozenset(np.flatnonzero(row)) for row in flip_candidates(k, n_bits)}
-        assert found == expected
+        found = [frozenset(row[row > 0] - 1) for row in flip_candidates(k, n_bits)]
+        assert len(found) == len(expected)
+        assert set(found) == expected
+
+
+def slow_candidates(k, n_bits):
+    """Level by level of the sum of ranks, every set compared with all candidates so far."""
+    n_ranks = min(k - 1, n_bits)
+    longest = max(1, k.bit_length() - 1)
+    found = np.zeros((1, longest), dtype=np.int64)
+    level = [(0,) * longest]
+    while level:
+        successors = set()
+        for ranks in level:
+            size = sum(rank > 0 for rank in ranks)
+            if size < longest and (size == 0 or ranks[size - 1] > 1) and n_ranks:
+                successors.add((*ranks[:size], 1, *ranks[size + 1 :]))
+            for i in range(size):
+                if ranks[i] < n_ranks and (i == 0 or ranks[i] + 1 < ranks[i - 1]):
+                    successors.add((*ranks[:i], ranks[i] + 1, *ranks[i + 1 :]))
+        level = [ranks for ranks in sorted(successors) if (found <= np.array(ranks)).all(1).sum() < k]
+        if level:
+            found = np.concatenate([found, np.array(level)])
+    return found
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 3, 4, 5, 7, 10, 16, 40, 4096])
+def test_candidates_and_their_order_equal_those_of_a_slow_search(n_bits):
+    for k in (*range(1, 41), 63, 64, 65, 100, 200):
+        np.testing.assert_array_equal(flip_candidates(k, n_bits), slow_candidates(k, n_bits))
+
+
+def test_long_lists_of_candidates_take_seconds_at_most():
+    start = time.perf_counter()
+    assert len(flip_candidates(9_999, 4_096)) > 200_000
+    assert time.perf_counter() - start < 10
+
+
+@pytest.fixture
+def without_tables(monkeypatch):
+    """The way of many candidates, for few."""
+    monkeypatch.setattr(topk, "_LARGEST_TABLE", 0)
+    topk._candidates_on.cache_clear()
+    yield
+    topk._candidates_on.cache_clear()
+
+
+@pytest.mark.parametrize("numpy_on_cpu", [True, False])
+def test_with_and_without_tables(numpy_on_cpu, monkeypatch, request):
+    monkeypatch.setattr(arrays_of_numpy, "NUMPY_ON_CPU", numpy_on_cpu)
+    cases = [(torch.randn(6, n_bits, dtype=torch.float64), k) for n_bits in (1, 3, 12) for k in (1, 2, 9, 60)]
+    weights = torch.randn(12, dtype=torch.float64)
+
+    def solved(x, k):
+        x = x.clone().requires_grad_()
+        vectors, values = topk_bit_vectors(x, k)
+        d = topk_sparsemax(x, k)
+        score = (d.probs * (d.messages @ weights[: x.shape[1]]).cos()).sum() + values.cos().sum()
+        return vectors, values, d.messages, d.probs, torch.autograd.grad(score, x)[0]
+
+    with_tables = [solved(*case) for case in cases]
+    request.getfixturevalue("without_tables")
+    for case, expected in zip(cases, with_tables, strict=True):
+        for one, other in zip(solved(*case), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+def test_many_of_the_best_equal_the_best_of_all():
+    x = torch.randn(3, 14, dtype=torch.float64)
+    k = 2**13
+    vectors, values = topk_bit_vectors(x, k)
+    best = (x @ all_bit_vectors(14).t()).sort(1, descending=True).values[:, :k]
+    torch.testing.assert_close(values.t(), best, atol=1e-12, rtol=0)
+    torch.testing.assert_close((vectors * x).sum(-1), values, atol=1e-12, rtol=0)
+    place_values = 2 ** torch.arange(14.0, dtype=torch.float64)
+    assert all(len(set((vectors[:, b] @ place_values).tolist())) == k for b in range(3))
+
+
+def test_refuses_k_that_is_too_large():
+    assert topk_bit_vectors(torch.zeros(1, 3), 10**9)[0].shape == (8, 1, 3)
+    for mapping in (topk_bit_vectors, topk_sparsemax):
+        with pytest.raises(ValueError, match=r"\bk\b.*16384.*\b15 bits.*20000"):
+            mapping(torch.zeros(1, 15), 20_000)
+
+
+def test_gradient_of_a_value_is_its_bit_vector():
+    """Also at scores of 0."""
+    x = torch.tensor([[0.0, 1.0, -0.5, 0.0]], dtype=torch.float64, requires_grad=True)
+    vectors, values = topk_bit_vectors(x, 16)
+    for vector, value in zip(vectors[:, 0], values[:, 0], strict=True):
+        assert torch.equal(torch.autograd.grad(value, x, retain_graph=True)[0][0], vector)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("numpy_on_cpu", [True, False])
+@pytest.mark.filterwarnings("error")
+def test_the_largest_numbers(dtype, numpy_on_cpu, monkeypatch):
+    """The order is that of sums which overflow, and values are infinite only where they do."""
+    monkeypatch.setattr(arrays_of_numpy, "NUMPY_ON_CPU", numpy_on_cpu)
+    largest = torch.finfo(dtype).max
+    shares = [[0.99, 0.9, -0.7, 0.55, -0.95], [-0.98, -0.8, 1e-3, 0.0, 0.3], [1e-30, -0.25, 0.6, 0.1, -0.97]]
+    x = (torch.tensor(shares, dtype=torch.float64) * largest).to(dtype).requires_grad_()
+    for k in (1, 3, 32):
+        vectors, values = topk_bit_vectors(x, k)
+        exact = [
+            sorted(
+                (
+                    (sum(Fraction(score) for score, bit in zip(row, bits, strict=True) if bit), bits)
+                    for bits in itertools.product([0, 1], repeat=5)
+                ),
+                key=lambda pair: -pair[0],
+            )[:k]
+            for row in x.tolist()
+        ]
+        for b in range(3):
+            for (score, _), vector, value in zip(exact[b], vectors[:, b], values[:, b], strict=True):
+                bits = vector.tolist()
+                own = sum(Fraction(s) for s, bit in zip(x[b].tolist(), bits, strict=True) if bit)
+                assert abs(own - score) <= Fraction(largest) / 10**6  # of scores that are equal but for rounding, any
+                if abs(score) > largest:
+                    assert value.item() == (math.inf if score > 0 else -math.inf)
+                else:
+                    assert abs(Fraction(value.item()) - own) <= Fraction(largest) / 10**6
+        d = topk_sparsemax(x, k)
+        assert d.support_size.tolist() == [1, min(k, 2), 1]
+        assert (d.mode == (x > 0)).all()
+        (d.entropy().sum() + values[torch.isfinite(values)].sum() / largest).backward()
+        assert torch.isfinite(x.grad).all()
 
 
 scores_and_k = st.integers(1, 6).flatmap(
@@ -131,14 +260,15 @@ def test_any_scale(scale):
 def test_types_strides_and_empty_batches(dtype):
     x = torch.randn(6, 4).to(dtype)
     d = topk_sparsemax(x.t(), 5)
-    assert d.probs.dtype == d.messages.dtype == dtype
+    assert d.messages.dtype == topk_bit_vectors(x, 5)[0].dtype == dtype
+    assert d.probs.dtype == topk_bit_vectors(x, 5)[1].dtype == torch.promote_types(dtype, torch.float32)
     same = topk_sparsemax(x.t().contiguous(), 5)
     assert torch.equal(d.messages, same.messages)
     empty = topk_sparsemax(torch.zeros(0, 4, dtype=dtype), 5)
     assert empty.mode.shape == (0, 4)
     assert empty.is_exact.shape == (0,)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert topk_sparsemax(x, 5).probs.dtype == torch.promote_types(dtype, torch.float32)
+        assert topk_sparsemax(x, 5).messages.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def test_examples_do_not_mix():
