@@ -53,7 +53,9 @@ def build(name: str) -> nn.Module:
         return host.core.SymbolGameReinforce(agent, host.core.ReinforceDeterministicWrapper(receiver), loss_nll)
     kind, _, rest = name.partition(" ")
     if kind == "support":
-        return SymbolGameMarg(SparsemaxWrapper(SupportOf(sender, int(rest))), receiver, loss_nll, strategy="vmap")
+        return SymbolGameMarg(
+            SparsemaxWrapper(SupportOf(sender, int(rest)), support=None), receiver, loss_nll, strategy="vmap"
+        )
     options = {"chunks": {"strategy": "vmap", "chunk_size": int(rest or 0)}, "loop": {"strategy": "loop"}}
     return SymbolGameMarg(
         SparsemaxWrapper(sender, "softmax"), receiver, loss_nll, **options.get(kind, {"strategy": "vmap"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.distributions import Distribution, constraints
@@ -88,6 +88,8 @@ class SparseDistribution(Distribution):
         self.is_exact: torch.Tensor | None = None
         #: ``(B,)``, of mappings that iterate: by how much, at most, their objective is below its optimum. Else None.
         self.duality_gap: torch.Tensor | None = None
+        #: The :class:`egg_sparse.support.SupportControl` of the sender, in training; None without one.
+        self.control: Any = None
         super().__init__(probs.shape[1:], messages.shape[2:], validate_args=validate_args)
         if self._validate_args:
             self._check_probs(torch.finfo(probs.dtype).eps)

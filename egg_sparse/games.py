@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +14,25 @@ from torch import nn
 from egg_sparse import checks
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.sum_and_sample import score_of_sample, sum_and_sample
-from egg_sparse.one_message_game import OneMessageGame, Option, check_count, of_first_row, one_of, reported
+from egg_sparse.mappings.resampling import resample
+from egg_sparse.one_message_game import ByIdentity, OneMessageGame, Option, check_count, of_first_row, one_of, reported
 from egg_sparse.strategies import Round
+
+#: The largest support that is summed exactly in training, by default: the vocabulary of the paper's signal game.
+MAX_SUPPORT = 256
+
+_WATCHED_STEPS = 200
+_COLLAPSED, _MOVED = 1.01, 0.01
+
+
+@dataclass
+class WatchedSupport:
+    """Sums over the training steps of a sender since it was last looked at, and its first loss."""
+
+    steps: int = 0
+    support: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    warned: bool = False
 
 
 class _Marginalization(OneMessageGame):
@@ -20,6 +40,7 @@ class _Marginalization(OneMessageGame):
 
     evaluation = Option[str](one_of("greedy", "expected"))
     max_support = Option["int | None"](check_count)
+    bound = Option[str](one_of("resample", "sum_and_sample"))
     coupled = Option[str](one_of("refuse", "approximate"))
 
     def __init__(
@@ -29,11 +50,12 @@ class _Marginalization(OneMessageGame):
         strategy: str = "auto",
         chunk_size: int | None = None,
         evaluation: str = "greedy",
-        max_support: int | None = None,
+        max_support: int | None = MAX_SUPPORT,
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
         receiver_acts: bool | None = None,
         coupled: str = "refuse",
+        bound: str = "resample",
     ) -> None:
         super().__init__(
             sender_entropy_coeff,
@@ -47,6 +69,8 @@ class _Marginalization(OneMessageGame):
         self.evaluation = evaluation
         self.max_support = max_support
         self.coupled = coupled
+        self.bound = bound
+        self._watched_supports = ByIdentity(WatchedSupport)
 
     def extra_repr(self) -> str:
         return (
@@ -72,9 +96,11 @@ class _Marginalization(OneMessageGame):
             )
         game_round = self._round(distribution, receiver, loss, sender_input, labels, receiver_input, aux_input)
         greedy = not self.training and self.evaluation == "greedy"
-        sampled_rest = self.training and self.max_support is not None and len(distribution.probs) > self.max_support
-        terms = distribution
-        if sampled_rest:
+        over = self.training and self.max_support is not None and len(distribution.probs) > self.max_support
+        terms, log_prob = distribution, None
+        if over and self.bound == "resample":
+            terms = resample(distribution, self.max_support or 1)
+        elif over:
             terms, log_prob = sum_and_sample(distribution, self.max_support or 1)
         played = self._played(terms, game_round, greedy)
         if not greedy and min(terms.probs.shape) > 1:
@@ -82,23 +108,57 @@ class _Marginalization(OneMessageGame):
         expect = of_first_row(terms) if greedy else terms.expectation
 
         losses = expect(played.values["loss"])
+        others = _mean_of_others(losses.detach())
+        if terms.ratios is not None:
+            losses = losses + others * (1 - terms.weights.sum(0))
         sender_entropy = distribution.entropy()
         optimized_loss = losses.mean() - self.sender_entropy_coeff * sender_entropy.mean()
-        if sampled_rest:
+        if log_prob is not None:
             optimized_loss = optimized_loss + score_of_sample(terms, log_prob, played.values["loss"]).mean()
+        if self.training:
+            self._watch_support(sender, distribution, losses)
+        if distribution.control is not None:
+            distribution.control.follow(losses)
+            coefficient = distribution.control.entropy_coefficient(_spread(terms, played.values["loss"]))
+            optimized_loss = optimized_loss - coefficient * (sender_entropy - sender_entropy.detach()).mean()
         aux = {}
         if "receiver_log_prob" in played.values:
             receiver_entropy = expect(played.values["receiver_entropy"])
             optimized_loss = optimized_loss - self.receiver_entropy_coeff * receiver_entropy.mean()
             if self.training:
-                advantage = played.values["loss"].detach() - _mean_of_others(losses.detach())
-                policy_loss = (advantage * played.values["receiver_log_prob"]).mul(terms.probs.detach())
+                advantage = played.values["loss"].detach() - others
+                policy_loss = (advantage * played.values["receiver_log_prob"]).mul(terms.weights.detach())
                 optimized_loss = optimized_loss + torch.where(terms.mask, policy_loss, 0).sum(0).mean()
             aux["receiver_entropy"] = receiver_entropy
         aux["sender_entropy"] = sender_entropy
         aux["support"] = distribution.support_size.to(losses.dtype)
         aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
-        return optimized_loss, self._interaction(distribution.mode, game_round, played, reported(played, expect), aux)
+        aux["exact"] = (distribution.support_size <= (self.max_support or math.inf)).to(losses.dtype)
+        return optimized_loss, self._interaction(terms.mode, game_round, played, reported(played, expect), aux)
+
+    def _watch_support(self, sender: Callable, distribution: SparseDistribution, losses: torch.Tensor) -> None:
+        """Warns once if a sender's mean support stays at a single message while the loss still moves."""
+        watched = self._watched_supports[sender]
+        if watched.warned:
+            return
+        loss, support = losses.detach().mean(), distribution.support_size.to(losses.dtype).mean()
+        if watched.support is None or watched.loss is None:
+            watched.steps, watched.support, watched.loss = 0, torch.zeros_like(support), loss
+        watched.steps += 1
+        watched.support = watched.support + support
+        if watched.steps < _WATCHED_STEPS:
+            return
+        mean_support, before, now = torch.stack((watched.support / watched.steps, watched.loss, loss)).tolist()
+        watched.support = None
+        if mean_support < _COLLAPSED and abs(now - before) > _MOVED * abs(before):
+            watched.warned = True
+            warnings.warn(
+                f"the mean support of {_WATCHED_STEPS} steps was {mean_support:.3f} messages, so that the sender "
+                "hardly learns, while the loss still moves: leave the wrapper its support control (support), or "
+                "give it a higher temperature",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _check_coupling(self, terms: SparseDistribution, game_round: Round) -> None:
         """Refuses a receiver and a loss that make an example's loss depend on the messages of others."""
@@ -127,6 +187,15 @@ class _Marginalization(OneMessageGame):
                 "as a batch"
             )
         known.uncoupled = True
+
+
+def _spread(terms: SparseDistribution, losses: torch.Tensor) -> torch.Tensor:
+    """The standard deviation ``(B,)`` of an example's losses over its messages, without gradient."""
+    with torch.no_grad():
+        weights = terms.weights / terms.weights.sum(0)
+        losses = torch.where(terms.mask, losses, 0)
+        variance = (weights * (losses - (weights * losses).sum(0)).square()).sum(0)
+        return variance.sqrt()
 
 
 def _mean_of_others(losses: torch.Tensor) -> torch.Tensor:
@@ -170,10 +239,9 @@ class SymbolGameMarg(_Marginalization):
             pass, so that memory does not grow with the support.
         evaluation: what is played in evaluation mode: "greedy", the most probable message, as EGG's
             wrappers do; or "expected", the loss above.
-        max_support: in training, sum over at most so many messages exactly, and give the probability of all
-            others to one sampled from among them ("sum-and-sample"). Cost is then bounded also while the sender
-            is undecided, and loss and gradient stay right on average. With ``normalizer="softmax"`` in the
-            sender's wrapper this is the estimator of Liu et al. (AISTATS 2019). None for the exact sum.
+        max_support: the largest support that is summed exactly in training. Of larger ones, as dense starts have,
+            so many messages are drawn and weighed, so that loss and gradient stay right on average, and the cost
+            bounded (see :mod:`egg_sparse.mappings.resampling`). None for the exact sum whatever it costs.
         train_logging_strategy, test_logging_strategy: EGG's LoggingStrategy; everything is kept if None.
         receiver_acts: whether the receiver returns (action, log-probability, entropy), and learns by the
             score function with the mean loss of the other examples as baseline. None for yes if it is one
@@ -181,11 +249,15 @@ class SymbolGameMarg(_Marginalization):
         coupled: what to do if an example's loss depends on the messages of other examples, which the first
             batch with a new receiver or loss finds out by playing it a few times with messages exchanged.
             "refuse" raises an error; "approximate" plays each row of messages as a batch, and does not look.
+        bound: what keeps ``max_support``. "resample"; or "sum_and_sample", the paper's: so many messages are summed
+            exactly, and one of all others is sampled, with their probability and a score function. With
+            ``normalizer="softmax"`` in the sender's wrapper this is the estimator of Liu et al. (AISTATS 2019).
 
     The Interaction carries the most probable message and the receiver's output for it, a message_length
     of 1, and in ``aux``, per example: the expectation of what the loss reported; ``sender_entropy`` in nats;
-    ``support``, the number of messages with a probability; ``decoder_calls``, how many messages the
-    receiver was given for the example (with vmap and loop the largest support in the batch).
+    ``support``, the number of messages of non-zero probability; ``decoder_calls``, how many messages the
+    receiver was given for the example (with vmap and loop the largest support in the batch); ``exact``, 1 where
+    the support is within ``max_support``, else 0.
 
     Raises:
         TypeError, ValueError: an option is none of the above; a sender that is not wrapped; an empty
@@ -209,7 +281,7 @@ class SymbolGameMarg(_Marginalization):
         >>> game = SymbolGameMarg(SparsemaxWrapper(Sender(5, 100)), Receiver(), loss)
         >>> loss, interaction = game(torch.randn(8, 5), None)
         >>> interaction.message.shape, sorted(interaction.aux)
-        (torch.Size([8]), ['decoder_calls', 'sender_entropy', 'support'])
+        (torch.Size([8]), ['decoder_calls', 'exact', 'sender_entropy', 'support'])
 
     Source: Correia et al. (NeurIPS 2020), section 3.
     """
@@ -224,11 +296,12 @@ class SymbolGameMarg(_Marginalization):
         strategy: str = "auto",
         chunk_size: int | None = None,
         evaluation: str = "greedy",
-        max_support: int | None = None,
+        max_support: int | None = MAX_SUPPORT,
         train_logging_strategy: Any = None,
         test_logging_strategy: Any = None,
         receiver_acts: bool | None = None,
         coupled: str = "refuse",
+        bound: str = "resample",
     ) -> None:
         super().__init__(
             sender_entropy_coeff,
@@ -241,6 +314,7 @@ class SymbolGameMarg(_Marginalization):
             test_logging_strategy,
             receiver_acts,
             coupled,
+            bound,
         )
         self.sender = sender
         self.receiver = receiver

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import active_set, categorical, lpsmap, sparsemap, topk
 from egg_sparse.mappings.scores import message_type
+from egg_sparse.support import Floor, FollowLoss, SupportControl, floor_of
 
 _NORMALIZERS = {
     "softmax": categorical.softmax,
@@ -42,7 +44,110 @@ class ScoringWrapper(nn.Module):
         return scores if self.temperature == 1 else scores / self.temperature
 
 
-class SparsemaxWrapper(ScoringWrapper):
+class SparseWrapper(ScoringWrapper):
+    """What the wrappers that send a SparseDistribution share: a temperature that is fixed, or that keeps a support.
+
+    A subclass implements :meth:`_mapped` and :meth:`_largest_support`.
+
+    Args:
+        agent: called with whatever the wrapper is called with; returns scores.
+        temperature: the scores' divisor; with support control the least one. None for 1.
+        support: the least mean support, see :attr:`support`; "auto" for
+            :class:`egg_sparse.support.FollowLoss` if no temperature is given, and for a fixed temperature if one is.
+    """
+
+    def __init__(
+        self,
+        agent: nn.Module,
+        temperature: float | None = None,
+        support: str | float | FollowLoss | Floor | None = "auto",
+    ) -> None:
+        nn.Module.__init__(self)
+        self.agent = agent
+        self.control: SupportControl | None = None
+        self._temperature = 1.0
+        self._warned_of_temperature = False
+        self.temperature = 1.0 if temperature is None else temperature
+        floor = support
+        if support == "auto":
+            floor = FollowLoss() if temperature is None else None
+        floor = floor_of(floor)
+        if floor is not None:
+            self.control = SupportControl(floor, temperature)
+
+    @property
+    def temperature(self) -> float:  # type: ignore[override]
+        """What the scores are divided by now.
+
+        With support control it changes with every training step, and setting it says where the controller goes on.
+        """
+        return self._temperature if self.control is None else float(self.control.temperature)
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if not 0 < value < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, got {value}")
+        if self.control is None:
+            self._temperature = value
+            return
+        if not self._warned_of_temperature:
+            self._warned_of_temperature = True
+            warnings.warn(
+                "the temperature of this sender is set by its support control, and what sets it as well, such as EGG's "
+                "TemperatureUpdater, works against it: leave that out, or give the wrapper support=None",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self.control.temperature.fill_(value)
+
+    @property
+    def support(self) -> FollowLoss | Floor | None:
+        """The floor under the mean support in training: a schedule, or None for a fixed temperature.
+
+        It is set to a number of messages, a schedule of :mod:`egg_sparse.support`, a function of the number of
+        training steps so far, or None.
+        """
+        return None if self.control is None else self.control.floor
+
+    @support.setter
+    def support(self, value: float | FollowLoss | Floor | None) -> None:
+        floor = floor_of(value)
+        if floor is None:
+            self._temperature = self.temperature
+            self.control = None
+        elif self.control is None:
+            self.control = SupportControl(floor, self._temperature)
+        else:
+            self.control.floor = floor
+
+    def _described(self) -> str:
+        return f"temperature={float(self.temperature):.4}" if self.control is None else "temperature=controlled"
+
+    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
+        raise NotImplementedError
+
+    def _largest_support(self, scores: torch.Tensor) -> int:
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
+        scores = self.agent(*args, **kwargs)
+        if not isinstance(scores, torch.Tensor):
+            raise TypeError(f"the wrapped agent must return a tensor of scores, got {type(scores).__name__}")
+        control = self.control
+        learns = control is not None and self.training and torch.is_grad_enabled() and scores.dim() == 2 and len(scores)
+        if control is None or not scores.is_floating_point():  # of the latter the mapping says what is wrong
+            return self._mapped(scores if self._temperature == 1 else scores / self._temperature)
+        if learns and not control.is_calibrated:
+            plain = scores.detach()
+            control.calibrate(lambda t: self._mapped(plain / t).support_size, self._largest_support(plain))
+        distribution = self._mapped(scores / control.temperature.clone())  # which changes before the backward pass
+        if learns:
+            control.observe(distribution, self._largest_support(scores))
+            distribution.control = control
+        return distribution
+
+
+class SparsemaxWrapper(SparseWrapper):
     r"""Makes an agent that scores the symbols of a vocabulary send all of them that have a probability.
 
     The wrapped agent is the sender of :class:`egg_sparse.SymbolGameMarg`. It takes the place of EGG's
@@ -53,9 +158,9 @@ class SparsemaxWrapper(ScoringWrapper):
     invariant to adding a constant to all scores of an example, so a log_softmax at the agent's end
     changes nothing. Only softmax recovers those log-probabilities' own distribution, though, and the
     sparse ones are not invariant to scale: agents whose scores differ more have smaller supports, and
-    under sparsemax a symbol more than 1 below the best has probability 0. That is how the support
-    collapses to one message, which stops the sender's gradient: counter it with a higher
-    ``temperature``, a smaller learning rate, or a higher ``sender_entropy_coeff`` in the game.
+    under sparsemax a symbol more than 1 below the best has probability 0. At a fixed temperature this is
+    how the support collapses to one message, which stops the sender's gradient; support control
+    (:mod:`egg_sparse.support`) keeps it above a floor that falls as training goes on.
 
     Args:
         agent: called with whatever the wrapper is called with; returns scores ``(B, V)``.
@@ -65,8 +170,12 @@ class SparsemaxWrapper(ScoringWrapper):
             1.01 acts as 1.01, and still has a gradient that can bring it back.
         message_format: "index" for symbol ids ``(K, B)``, as receivers of EGG's score-function games
             read them; "one_hot" for ``(K, B, V)``, as those of its Gumbel-Softmax games do.
-        temperature: scores are divided by it. A plain attribute: EGG's ``TemperatureUpdater``
-            anneals it.
+        temperature: the scores' divisor. Given alone it stays as it is, or as EGG's ``TemperatureUpdater``
+            anneals it; None for support control to find it.
+        support: the least mean support in training. "auto" for a floor that follows the loss
+            (:class:`egg_sparse.support.FollowLoss`) if no temperature is given; a number of messages; a
+            schedule, such as :class:`egg_sparse.support.Geometric`, or a function of the number of
+            training steps; None for a fixed temperature, as in the paper.
 
     Raises:
         TypeError, ValueError: an argument is none of the above, or the agent's scores are not finite
@@ -87,9 +196,14 @@ class SparsemaxWrapper(ScoringWrapper):
         agent: nn.Module,
         normalizer: str | float | nn.Parameter = "sparsemax",
         message_format: str = "index",
-        temperature: float = 1.0,
+        temperature: float | None = None,
+        support: str | float | FollowLoss | Floor | None = "auto",
     ) -> None:
-        super().__init__(agent, temperature)
+        if normalizer == "softmax":
+            if support not in ("auto", None):
+                raise ValueError(f"support must be None for softmax, whose support is every symbol, got {support!r}")
+            support = None
+        super().__init__(agent, temperature, support)
         if message_format not in ("index", "one_hot"):
             raise ValueError(f'message_format must be "index" or "one_hot", got {message_format!r}')
         self.message_format = message_format
@@ -117,10 +231,12 @@ class SparsemaxWrapper(ScoringWrapper):
     def extra_repr(self) -> str:
         alpha = self.alpha.item() if isinstance(self.alpha, nn.Parameter) else self.alpha
         normalizer = self.normalizer if alpha is None else f"entmax, alpha={alpha:.4g}"
-        return f"normalizer={normalizer}, message_format={self.message_format}, temperature={self.temperature}"
+        return f"normalizer={normalizer}, message_format={self.message_format}, {self._described()}"
 
-    def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
-        scores = self._scores(*args, **kwargs)
+    def _largest_support(self, scores: torch.Tensor) -> int:
+        return scores.shape[1]
+
+    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
         if isinstance(self.alpha, nn.Parameter):
             kept_above_1 = self.alpha + (self.alpha.clamp(min=_SMALLEST_LEARNED_ALPHA) - self.alpha).detach()
             distribution = categorical.entmax(scores, kept_above_1)
@@ -134,7 +250,7 @@ class SparsemaxWrapper(ScoringWrapper):
         return SparseDistribution(one_hot, distribution.probs, distribution.vocab_size, validate_args=False)
 
 
-class TopKSparsemaxWrapper(ScoringWrapper):
+class TopKSparsemaxWrapper(SparseWrapper):
     r"""Makes an agent that scores D bits send the bit-vectors that top-k sparsemax gives a probability.
 
     The sparsemax over the k bit-vectors with the highest scores :math:`\langle x, z \rangle`: exactly the k
@@ -147,7 +263,7 @@ class TopKSparsemaxWrapper(ScoringWrapper):
         agent: called with whatever the wrapper is called with; returns scores ``(B, D)``. A positive score speaks
             for the bit.
         k: how many bit-vectors may have a probability.
-        temperature: scores are divided by it. A plain attribute: EGG's ``TemperatureUpdater`` anneals it.
+        temperature, support: as in :class:`SparsemaxWrapper`.
 
     Raises:
         TypeError, ValueError: an argument is none of the above, or the agent's scores are not finite
@@ -161,25 +277,34 @@ class TopKSparsemaxWrapper(ScoringWrapper):
     Source: Correia et al. (NeurIPS 2020), section 4.1.
     """
 
-    def __init__(self, agent: nn.Module, k: int = 10, temperature: float = 1.0) -> None:
-        super().__init__(agent, temperature)
+    def __init__(
+        self,
+        agent: nn.Module,
+        k: int = 10,
+        temperature: float | None = None,
+        support: str | float | FollowLoss | Floor | None = "auto",
+    ) -> None:
+        super().__init__(agent, temperature, support)
         topk.check_k(k)
         self.k = k
 
     def extra_repr(self) -> str:
-        return f"k={self.k}, temperature={self.temperature}"
+        return f"k={self.k}, {self._described()}"
 
-    def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
-        return topk.topk_sparsemax(self._scores(*args, **kwargs), self.k)
+    def _largest_support(self, scores: torch.Tensor) -> int:
+        return min(self.k, 2 ** min(scores.shape[1], 30))
+
+    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
+        return topk.topk_sparsemax(scores, self.k)
 
 
-class SparseMAPBitVectorWrapper(ScoringWrapper):
+class SparseMAPBitVectorWrapper(SparseWrapper):
     r"""Makes an agent that scores D bits send bit-vectors whose mean are the SparseMAP marginals of its scores.
 
     Without a budget a bit's marginal is clip((x + 1) / 2, 0, 1): scores in (-1, 1) leave it open, others
     decide it. At most D + 1 bit-vectors have a probability, one more than bits are open. Choose it for its
     smooth start and its budget; once scores leave (-1, 1) the support is a single bit-vector and the sender's
-    gradient is zero: counter that with ``temperature`` or with the game's ``sender_entropy_coeff``.
+    gradient is zero, which support control prevents.
 
     Args:
         agent: called with whatever the wrapper is called with; returns scores ``(B, D)``.
@@ -189,11 +314,12 @@ class SparseMAPBitVectorWrapper(ScoringWrapper):
             more calls: the one to begin with. "threshold" has nested sets of bits, not for budgets; fewer terms
             where marginals coincide. "active_set" is the paper's own method, for comparisons with it: the fewest
             terms that reach ``tol``, and so the fewest calls while many bits are open, but slower to compute.
-        temperature: scores are divided by it. A plain attribute: EGG's ``TemperatureUpdater`` anneals it.
+        temperature: as in :class:`SparsemaxWrapper`.
         solver: "native"; or "lpsmap", the lp-sparsemap package where it is installed, to check results with.
         max_iter: for "active_set": at most so many bit-vectors enter or leave the support, per call.
         tol: for "active_set": the duality gap at which to stop; larger means fewer bit-vectors, and marginals that
             may be off by its square root.
+        support: as in :class:`SparsemaxWrapper`.
 
     Raises:
         TypeError, ValueError: an argument is none of the above, "threshold" with a budget, or the agent's scores
@@ -213,12 +339,13 @@ class SparseMAPBitVectorWrapper(ScoringWrapper):
         agent: nn.Module,
         budget: int | None = None,
         decomposition: str = "systematic",
-        temperature: float = 1.0,
+        temperature: float | None = None,
         solver: str = "native",
         max_iter: int = active_set.MAX_ITER,
         tol: float = active_set.TOL,
+        support: str | float | FollowLoss | Floor | None = "auto",
     ) -> None:
-        super().__init__(agent, temperature)
+        super().__init__(agent, temperature, support)
         sparsemap.check_options(budget, decomposition, solver, max_iter, tol)
         if solver == "lpsmap":
             lpsmap.import_factors()
@@ -229,10 +356,13 @@ class SparseMAPBitVectorWrapper(ScoringWrapper):
         self.tol = tol
 
     def extra_repr(self) -> str:
-        parts = f"budget={self.budget}, decomposition={self.decomposition}, temperature={self.temperature}"
+        parts = f"budget={self.budget}, decomposition={self.decomposition}, {self._described()}"
         return parts if self.solver == "native" else f"{parts}, solver={self.solver}"
 
-    def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
+    def _largest_support(self, scores: torch.Tensor) -> int:
+        return 1 if self.budget == 0 else scores.shape[1] + 1
+
+    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
         return sparsemap.sparsemap_bit_vectors(
-            self._scores(*args, **kwargs), self.budget, self.decomposition, self.solver, self.max_iter, self.tol
+            scores, self.budget, self.decomposition, self.solver, self.max_iter, self.tol
         )

@@ -412,7 +412,7 @@ class TestTraining:
         ]  # fmt: skip
         ends = [event for event in recorder.events if event[0] in ("epoch_end", "validation_end")]
         assert [(event[1], event[3]) for event in ends] == [(1, 48), (2, 48), (2, 32)]
-        assert ends[0][4] == ["acc", "decoder_calls", "sender_entropy", "support"]
+        assert ends[0][4] == ["acc", "decoder_calls", "exact", "sender_entropy", "support"]
 
     @pytest.mark.parametrize("validation", [True, False])
     def test_early_stopping(self, core, run, validation):
@@ -495,7 +495,7 @@ class TestPrinting:
         ("kind", "keys"),
         [
             ("gs", ["acc"]),
-            ("marg", ["acc", "decoder_calls", "sender_entropy", "support"]),
+            ("marg", ["acc", "decoder_calls", "exact", "sender_entropy", "support"]),
             ("reinforce", ["acc", "baseline", "receiver_entropy", "sender_entropy"]),
         ],
     )

@@ -28,7 +28,7 @@ def loss(sender_input, message, receiver_input, receiver_output, labels, aux_inp
     return nn.functional.cross_entropy(receiver_output, labels, reduction="none"), {}
 
 
-def train(rank, world_size, chunk_size):
+def train(rank, world_size, chunk_size, support=None):
     """Ten steps; examples of the second half have scores of a much larger scale, hence other supports."""
     generator = torch.Generator().manual_seed(1)
     inputs, labels = (
@@ -40,7 +40,9 @@ def train(rank, world_size, chunk_size):
     batches = [(x[part], y[part]) for x, y in zip(inputs, labels, strict=True)]
     torch.manual_seed(2)
     receiver = standin.SymbolReceiverWrapper(Agent(5, 3), 8, 5)
-    game = SymbolGameMarg(SparsemaxWrapper(Agent(6, 8)), receiver, loss, 0.1, chunk_size=chunk_size).double()
+    game = SymbolGameMarg(
+        SparsemaxWrapper(Agent(6, 8), support=support), receiver, loss, 0.1, chunk_size=chunk_size
+    ).double()
     optimizer = torch.optim.SGD(game.parameters(), lr=0.1)
     trainer = standin.Trainer(game, optimizer, train_data=batches)
     supports = []
@@ -52,7 +54,8 @@ def train(rank, world_size, chunk_size):
     trainer.callbacks.append(Supports())
     trainer.train(1)
     game = trainer.game.module if world_size > 1 else trainer.game
-    return {"weights": [p.tolist() for p in game.parameters()], "supports": supports}
+    state = {name: value.tolist() for name, value in game.named_buffers()}
+    return {"weights": [p.tolist() for p in game.parameters()], "supports": supports, "state": state}
 
 
 def train_with_an_infinite_loss(rank, world_size):
@@ -115,19 +118,26 @@ def test_a_step_is_skipped_in_both_processes_or_in_none(tmp_path):
     assert errors.count("skipping a step: the loss is not finite at step 5") == 1
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_two_processes_equal_one(tmp_path, chunk_size):
-    both, _ = on_two_processes(tmp_path, f"train(rank, world_size, {chunk_size})")
+@pytest.mark.parametrize(("chunk_size", "support"), [(None, None), (2, None), (None, "auto")])
+def test_two_processes_equal_one(tmp_path, chunk_size, support):
+    """Also with support control, which takes account of the whole batch."""
+    both, _ = on_two_processes(tmp_path, f"train(rank, world_size, {chunk_size}, {support!r})")
     previous = util.common_opts
     try:
         standin.init(params=["--no_cuda", "--random_seed=1"])
-        alone = train(0, 1, chunk_size)
+        alone = train(0, 1, chunk_size, support)
     finally:
         util.common_opts = previous
     for together in both:
         assert together["supports"] == alone["supports"], "the log has the examples of both processes, in order"
         for found, wanted in zip(together["weights"], alone["weights"], strict=True):
             torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), atol=1e-6, rtol=0)
+    assert bool(alone["state"]) == (support == "auto")
+    for together in both:
+        for name, wanted in alone["state"].items():
+            torch.testing.assert_close(
+                torch.tensor(together["state"][name]), torch.tensor(wanted), atol=1e-5, rtol=1e-5
+            )
     halves = [[max(step[:8]), max(step[8:])] for step in alone["supports"]]
     assert any(first != second for first, second in halves), "supports must differ between processes"
 

@@ -18,6 +18,11 @@ from egg_sparse import CommunicationMarg, SparsemaxWrapper, SymbolGameMarg
 from egg_sparse.strategies import vmap_can_be_recomputed
 
 
+def fixed_sender(agent, *args, **options):
+    """A sender whose temperature stays, so that two calls play the same distribution."""
+    return SparsemaxWrapper(agent, *args, support=None, **options)
+
+
 class Sender(nn.Module):
     """Scores symbols by the target, the first of the images, wherever the examples are."""
 
@@ -63,7 +68,7 @@ def brute_force(game, batch, vocab_size, one_hot, coefficient):
     sender_input, labels, receiver_input = batch
     scores = game.sender.agent(sender_input) / game.sender.temperature
     normalizer = game.sender.normalizer if game.sender.alpha is None else game.sender.alpha
-    distribution = SparsemaxWrapper(nn.Identity(), normalizer)(scores)
+    distribution = fixed_sender(nn.Identity(), normalizer)(scores)
     probs = torch.zeros_like(scores).scatter_add(1, distribution.messages.t(), distribution.probs.t())
     total, aux = 0, {"acc": 0, "rank": 0}
     for symbol in range(vocab_size):
@@ -84,9 +89,9 @@ def gradients(loss, game):
 
 
 def game_of(normalizer, strategy, message_format, vocab_size, axis, coefficient=0.2, **options):
-    sender = SparsemaxWrapper(Sender(4, vocab_size, axis), normalizer, message_format)
+    sender = fixed_sender(Sender(4, vocab_size, axis), normalizer, message_format)
     receiver = Receiver(4, vocab_size, axis, message_format == "one_hot")
-    return SymbolGameMarg(sender, receiver, nll, coefficient, strategy=strategy, **options).double()
+    return SymbolGameMarg(sender, receiver, nll, coefficient, strategy=strategy, max_support=None, **options).double()
 
 
 @pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", "softmax", 1.3, "learned"])
@@ -124,7 +129,7 @@ def test_unmodified_egg_agents(egg, strategy, message_format):
     from egg.zoo.signal_game.archs import Receiver as EGGReceiver
 
     one_hot = message_format == "one_hot"
-    sender = SparsemaxWrapper(InformedSender(3, 4, 5, 6, 20), 1.5, message_format)
+    sender = fixed_sender(InformedSender(3, 4, 5, 6, 20), 1.5, message_format)
     receiver = EGGReceiver(3, 4, 5, 20, reinforce=not one_hot)
     game = SymbolGameMarg(sender, receiver, nll, 0.2, strategy=strategy).double()
     batch = batch_of(5, 1)
@@ -141,7 +146,7 @@ def test_symbol_receiver_wrapper_of_both_hosts(core, message_format):
         def forward(self, embedded, input=None, aux_input=None):
             return embedded.tanh()
 
-    sender = SparsemaxWrapper(Sender(4, 20, 0), message_format=message_format)
+    sender = fixed_sender(Sender(4, 20, 0), message_format=message_format)
     images = batch_of(5, 0)[0]
     receiver = core.SymbolReceiverWrapper(Agent(), 20, 6)
     game = SymbolGameMarg(sender, receiver, squared_distance).double()
@@ -267,7 +272,7 @@ class Peeking(nn.Module):
 
 @pytest.mark.parametrize("receiver_class", [Recurrent, Normalizing, Peeking])
 def test_what_vmap_cannot_trace_is_played_by_loop(receiver_class):
-    sender = SparsemaxWrapper(Sender(4, 17, 1), "entmax15")
+    sender = fixed_sender(Sender(4, 17, 1), "entmax15")
     game = SymbolGameMarg(sender, receiver_class(), distance_of_axis_1).double()
     images = batch_of(5, 1)[0]
     with pytest.warns(RuntimeWarning, match=r"auto .*loop"):
@@ -286,7 +291,7 @@ def distance_of_axis_1(sender_input, message, receiver_input, receiver_output, l
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
 def test_dropout_differs_between_messages(strategy):
-    sender = SparsemaxWrapper(Sender(4, 17, 0), "softmax")
+    sender = fixed_sender(Sender(4, 17, 0), "softmax")
     receiver = Dropping()
     nn.init.ones_(receiver.read.weight)
 
@@ -303,7 +308,7 @@ def test_dropout_differs_between_messages(strategy):
 
 
 def test_batchnorm_is_not_gathered():
-    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Normalizing(), squared_distance, strategy="gather")
+    game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), Normalizing(), squared_distance, strategy="gather")
     images = batch_of(5, 0)[0].float()
     with pytest.raises(ValueError, match=r"gather .* BatchNorm"):
         game(images, None)
@@ -316,7 +321,7 @@ def test_batchnorm_is_not_gathered():
 
 def test_auto_says_once_what_it_takes(caplog):
     caplog.set_level("INFO", logger="egg_sparse")
-    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Dropping(), squared_distance)
+    game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), Dropping(), squared_distance)
     images = batch_of(5, 0)[0].float()
     game(images, None)
     game(images, None)
@@ -371,7 +376,7 @@ def test_acting_receivers_learn_by_the_score_function(core, strategy):
     images = batch_of(1, 0)[0].expand(size, -1, -1).clone()
     labels = torch.ones(size, dtype=torch.long)
     guesser = Guesser()
-    sender = SparsemaxWrapper(Sender(4, vocab_size, 0), "softmax")
+    sender = fixed_sender(Sender(4, vocab_size, 0), "softmax")
     sampled = SymbolGameMarg(sender, core.ReinforceWrapper(guesser), miss, strategy=strategy).double()
     exact = SymbolGameMarg(sender, guesser, miss_exactly).double()
     wanted = gradients(exact(images, labels)[0], exact)
@@ -382,7 +387,7 @@ def test_acting_receivers_learn_by_the_score_function(core, strategy):
 
 
 def test_receiver_entropy(core):
-    sender = SparsemaxWrapper(Sender(4, 6, 0))
+    sender = fixed_sender(Sender(4, 6, 0))
     agent = nn.Embedding(6, 3)
 
     class Guesser(nn.Module):
@@ -431,7 +436,7 @@ def loss_of_three(sender_input, message, receiver_input, receiver_output, labels
 @pytest.mark.parametrize("widths", [(1, 1, 1), (2, 1, 2), (2, 2, 2)])
 def test_receivers_that_return_three_tensors_of_their_own(strategy, widths):
     """They go to the loss, with no score function added: loss and gradients are the brute-force sum."""
-    sender = SparsemaxWrapper(Sender(4, 17, 0), "entmax15")
+    sender = fixed_sender(Sender(4, 17, 0), "entmax15")
     game = SymbolGameMarg(sender, Passing(widths), loss_of_three, strategy=strategy, receiver_acts=False).double()
     images = batch_of(5, 0)[0]
     with warnings.catch_warnings():
@@ -450,14 +455,14 @@ def test_receivers_that_return_three_tensors_of_their_own(strategy, widths):
 
 
 def test_what_may_be_an_action_is_named_once():
-    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Passing(), loss_of_three)
+    game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), Passing(), loss_of_three)
     images = batch_of(5, 0)[0].float()
     with pytest.warns(RuntimeWarning, match="receiver_acts"):
         game(images, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         game(images, None)
-        SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Passing((2, 2, 2)), loss_of_three)(images, None)
+        SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), Passing((2, 2, 2)), loss_of_three)(images, None)
 
 
 @pytest.mark.parametrize("strategy", ["gather", "loop"])
@@ -485,7 +490,7 @@ def test_a_receiver_of_several_actions_acts_where_the_game_is_told_so(core, stra
         return (receiver_output.reshape(len(message), -1)[:, 0] != labels).double(), {}
 
     one = core.ReinforceWrapper(Agent())
-    sender = SparsemaxWrapper(Sender(4, 17, 0), "entmax15")
+    sender = fixed_sender(Sender(4, 17, 0), "entmax15")
     options = {"strategy": strategy, "receiver_entropy_coeff": 0.3}
     results = []
     for receiver, acts in ((one, None), (Several(one), True)):
@@ -503,7 +508,7 @@ def test_a_receiver_of_several_actions_acts_where_the_game_is_told_so(core, stra
     ("output", "error"), [((1, 2, 3), "tuple"), (torch.zeros(5), "Tensor"), ((torch.zeros(5, 2),) * 3, r"\(5, 2\)")]
 )
 def test_a_receiver_that_does_not_act_as_it_should(output, error):
-    game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), lambda *_: output, squared_distance, receiver_acts=True)
+    game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), lambda *_: output, squared_distance, receiver_acts=True)
     with pytest.raises((TypeError, ValueError), match=error):
         game(batch_of(5, 0)[0].float(), None)
 
@@ -542,7 +547,7 @@ class TestCoupledLosses:
         return (receiver_output - shift).exp().sum(1).log() + shift, {}
 
     def game(self, loss, receiver=None, **options):
-        sender = SparsemaxWrapper(Sender(4, 6, 0), "entmax15")
+        sender = fixed_sender(Sender(4, 6, 0), "entmax15")
         return SymbolGameMarg(sender, receiver or self.Reader(), loss, **options).double()
 
     @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
@@ -630,7 +635,7 @@ class TestCoupledLosses:
         def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
             return receiver_output.double().reshape(len(message), -1).sum(1), {}
 
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0), "softmax"), receiver, loss, strategy=strategy)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0), "softmax"), receiver, loss, strategy=strategy)
         game(batch_of(16, 0)[0].float(), None)
 
     def test_the_question_changes_nothing(self):
@@ -650,7 +655,7 @@ class TestCoupledLosses:
         for coupled in ("refuse", "approximate"):
             torch.manual_seed(0), np.random.seed(0), random.seed(0)
             game = SymbolGameMarg(
-                SparsemaxWrapper(Sender(4, 17, 0)), Counting(), squared_distance, strategy="loop", coupled=coupled
+                fixed_sender(Sender(4, 17, 0)), Counting(), squared_distance, strategy="loop", coupled=coupled
             )
             loss, interaction = game(batch_of(8, 0)[0].float(), None)
             loss.backward()
@@ -682,7 +687,7 @@ class TestCoupledLosses:
         assert len(calls) > rows
 
     def test_batchnorm_is_named_once(self):
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0), "softmax"), Normalizing(), squared_distance).double()
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0), "softmax"), Normalizing(), squared_distance).double()
         game.strategy = "loop"
         images = batch_of(8, 0)[0]
         with pytest.warns(RuntimeWarning, match="BatchNorm1d"):
@@ -697,7 +702,7 @@ class TestCoupledLosses:
                 return super().forward(message)[:, :4]
 
         game = SymbolGameMarg(
-            SparsemaxWrapper(Sender(4, 17, 0), "softmax"), NormalizingReader(), self.among_the_batch, strategy="loop"
+            fixed_sender(Sender(4, 17, 0), "softmax"), NormalizingReader(), self.among_the_batch, strategy="loop"
         ).double()
         with pytest.warns(RuntimeWarning, match="BatchNorm1d"), pytest.raises(ValueError, match="coupled"):
             game(batch_of(8, 0)[0], None)
@@ -725,7 +730,7 @@ class TestTheFailedAttemptOfAuto:
         results = []
         for strategy in ("auto", "loop"):
             torch.manual_seed(0), np.random.seed(0), random.seed(0)
-            sender = SparsemaxWrapper(Sender(4, 17, 0), "entmax15")
+            sender = fixed_sender(Sender(4, 17, 0), "entmax15")
             game = SymbolGameMarg(sender, self.Failing(), squared_distance, strategy=strategy).double()
             images = batch_of(5, 0)[0]
             with warnings.catch_warnings():
@@ -753,7 +758,7 @@ class TestTheFailedAttemptOfAuto:
             def forward(self, message, images, aux_input=None):
                 return super().forward(message, self.norm(images.flatten(0, 1)).view_as(images))
 
-        game = SymbolGameMarg(SparsemaxWrapper(NormalizingSender(4, 17, 0)), NormalizingReceiver(), nll).double()
+        game = SymbolGameMarg(fixed_sender(NormalizingSender(4, 17, 0)), NormalizingReceiver(), nll).double()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             game(*batch_of(5, 0))[0].backward()
@@ -808,7 +813,7 @@ def test_what_is_known_of_a_receiver_is_forgotten_with_it(caplog):
     caplog.set_level("INFO", logger="egg_sparse")
     mechanics = CommunicationMarg()
     images = batch_of(5, 0)[0].float()
-    sender = SparsemaxWrapper(Sender(4, 17, 0), "softmax")
+    sender = fixed_sender(Sender(4, 17, 0), "softmax")
     seen = {}
     for receiver_class in (Peeking, Dropping) * 20:
         receiver = receiver_class()
@@ -862,14 +867,14 @@ def test_aux_input_reaches_receiver_and_loss():
     values = []
     for strategy in ("vmap", "gather", "loop"):
         torch.manual_seed(0)
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 0)), Adding(), loss, strategy=strategy)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), Adding(), loss, strategy=strategy)
         values.append(game(images, None, None, aux)[0])
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(values[0], values[2])
 
 
 def test_population_game(core):
-    senders = [SparsemaxWrapper(Sender(4, 17, 1)) for _ in range(2)]
+    senders = [fixed_sender(Sender(4, 17, 1)) for _ in range(2)]
     receivers = [Receiver(4, 17, 1, one_hot=False) for _ in range(2)]
     game = core.PopulationGame(
         CommunicationMarg(sender_entropy_coeff=0.1), core.FullSweepAgentSampler(senders, receivers, [nll])
@@ -919,9 +924,7 @@ class TestMistakes:
         def averaged(sender_input, message, receiver_input, receiver_output, labels, aux_input):
             return F.nll_loss(receiver_output, labels), {}
 
-        game = SymbolGameMarg(
-            SparsemaxWrapper(Sender(4, 17, 0)), Receiver(4, 17, 0, False), averaged, strategy=strategy
-        )
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), Receiver(4, 17, 0, False), averaged, strategy=strategy)
         images, labels, candidates = batch_of(5, 0)
         with pytest.raises(ValueError, match=r"loss .* average"):
             game(images.float(), labels, candidates.float())
@@ -937,18 +940,18 @@ class TestMistakes:
     )
     def test_other_losses(self, result, error):
         returned = result if not isinstance(result, torch.Tensor) else (result, {})
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), lambda *_: returned)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, False), lambda *_: returned)
         with pytest.raises((TypeError, ValueError), match=error):
             game(*self.batch())
 
     def test_empty_batch(self):
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
         with pytest.raises(ValueError, match=r"batch .* empty"):
             game(torch.zeros(3, 0, 4), torch.zeros(0).long(), torch.zeros(3, 0, 4))
 
     def test_scores_that_are_not_finite(self):
         images, labels, candidates = self.batch()
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
         with pytest.raises(ValueError, match=r"scores .* finite"):
             game(images * math.nan, labels, candidates)
 
@@ -969,7 +972,7 @@ class TestMistakes:
         nn.init.zeros_(sender.linear.weight)
         sender.linear.bias.data = torch.arange(17.0).flip(0)
         game = SymbolGameMarg(
-            SparsemaxWrapper(sender, message_format=message_format),
+            fixed_sender(sender, message_format=message_format),
             Receiver(4, covered, 1, one_hot),
             nll,
             strategy=strategy,
@@ -978,7 +981,7 @@ class TestMistakes:
             game(*self.batch())
 
     def test_hooks_are_removed_and_not_set_again(self):
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
         game(*self.batch())
         assert not any(layer._forward_pre_hooks for layer in game.modules())
         set_again = []
@@ -995,7 +998,7 @@ class TestMistakes:
             def forward(self, message, receiver_input=None, aux_input=None):
                 return self.table[message].log_softmax(1)
 
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1), "softmax"), Table(), nll)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1), "softmax"), Table(), nll)
         with pytest.raises(ValueError, match="symbols 0 to 16"):
             game(*self.batch())
 
@@ -1031,7 +1034,7 @@ class TestMistakes:
             def forward(self, message, receiver_input=None, aux_input=None):
                 raise KeyError("my own mistake")
 
-        game = SymbolGameMarg(SparsemaxWrapper(Sender(4, 17, 1)), Broken(), nll)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Broken(), nll)
         with pytest.raises(KeyError, match="my own mistake"):
             game(*self.batch())
 

@@ -97,11 +97,11 @@ class TestLikelihood:
         if request.param == "bits":
             return BitVectors(scores)
         if request.param == "top-k":
-            return TopKSparsemaxWrapper(lambda x: x, k=10)(scores)
+            return TopKSparsemaxWrapper(lambda x: x, k=10, support=None)(scores)
         if request.param == "one vector":
             scores = 10 * scores.sign()
         decomposition = request.param if request.param == "active_set" else "systematic"
-        return SparseMAPBitVectorWrapper(lambda x: x, decomposition=decomposition)(scores)
+        return SparseMAPBitVectorWrapper(lambda x: x, decomposition=decomposition, support=None)(scores)
 
     def test_disjoint_converges_to_the_exact_sum(self, model, distribution):
         log_prob_given, exact = model
@@ -121,7 +121,9 @@ class TestLikelihood:
     def test_papers_counts_the_support_twice(self, model):
         log_prob_given, exact = model
         torch.manual_seed(1)
-        distribution = TopKSparsemaxWrapper(lambda x: x, k=200)(0.01 * torch.randn(6, 8, dtype=torch.float64))
+        distribution = TopKSparsemaxWrapper(lambda x: x, k=200, support=None)(
+            0.01 * torch.randn(6, 8, dtype=torch.float64)
+        )
         paper, disjoint = (
             log_likelihood(log_prob_given, distribution, 20_000, name, samples_at_a_time=20_000)
             for name in ("paper", "disjoint")

@@ -166,7 +166,12 @@ def build_vae(opts: argparse.Namespace, n_pixels: int, n_levels: int) -> VAE:
             sender = SparseMAPBitVectorWrapper(inference, opts.budget, opts.decomposition, opts.temperature)
         else:
             sender = TopKSparsemaxWrapper(inference, opts.topksparse, opts.temperature)
-        gathered = {"strategy": "gather", "evaluation": "expected", "max_support": opts.max_support}
+        gathered = {
+            "strategy": "gather",
+            "evaluation": "expected",
+            "max_support": opts.max_support,
+            "bound": "sum_and_sample",
+        }
         game = SymbolGameMarg(sender, generator, loss, **gathered, **options)
     else:
         sampler = BitVectorSampler(inference, opts.temperature)

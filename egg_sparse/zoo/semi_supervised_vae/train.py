@@ -239,7 +239,8 @@ def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGam
     if opts.mode in ("marg", "sumsample"):
         sender = SparsemaxWrapper(classifier, opts.normalizer, temperature=opts.temperature)
         max_support = opts.topk if opts.mode == "sumsample" else None
-        game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", max_support=max_support, **options)
+        bounded: dict[str, Any] = {"max_support": max_support, "bound": "sum_and_sample"}
+        game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", **bounded, **options)
     else:
         sampler = SymbolSampler(classifier, opts.temperature)
         game = training.sampling_game(opts, sampler, vae, elbo_loss, n_pixels, **options)

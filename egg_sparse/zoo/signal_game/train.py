@@ -169,10 +169,11 @@ def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) 
     """The agents in the game that trains them. Interactions keep messages and scalars, no images."""
     kept = training.quiet_logging()
     if opts.mode in ("marg", "sumsample"):
-        wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts))
+        wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts), support=None)
         max_support = opts.topk if opts.mode == "sumsample" else None
         entropy_coeff = {"sender_entropy_coeff": opts.entropy_coeff}
-        return SymbolGameMarg(wrapped, receiver, loss_nll, max_support=max_support, **entropy_coeff, **kept)
+        bounded: dict[str, Any] = {"max_support": max_support, "bound": "sum_and_sample"}
+        return SymbolGameMarg(wrapped, receiver, loss_nll, **bounded, **entropy_coeff, **kept)
     if opts.mode == "gs":
         wrapped = core.GumbelSoftmaxWrapper(sender, temperature=opts.gs_tau, straight_through=opts.straight_through)
         return core.SymbolGameGS(wrapped, receiver, loss_nll, **kept)
@@ -254,7 +255,7 @@ def play_exactly(
     """
     one_hot = opts.mode == "gs"
     normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
-    wrapped = SparsemaxWrapper(sender, normalizer, message_format="one_hot" if one_hot else "index")
+    wrapped = SparsemaxWrapper(sender, normalizer, message_format="one_hot" if one_hot else "index", support=None)
     kept = core.LoggingStrategy(False, False, False, False, True, True, False)
     game = SymbolGameMarg(
         wrapped, receiver, loss_nll_and_report, strategy="vmap", evaluation="expected", test_logging_strategy=kept
