@@ -113,11 +113,15 @@ def describe() -> str:
         return "EGG"
 
 
+def classes(name: str) -> list[type]:
+    """The classes of this name in the host and in the stand-in; none if neither has it."""
+    hosts = (_resolve(), importlib.import_module("egg_sparse.standin"))
+    return [getattr(core, name) for core in hosts if hasattr(core, name)]
+
+
 def is_acting(receiver: Any) -> bool:
     """Whether a receiver is one of EGG's, or of the stand-in's, that return (action, log-probability, entropy)."""
-    hosts = (_resolve(), importlib.import_module("egg_sparse.standin"))
-    acting = tuple(getattr(core, name) for core in hosts for name in _ACTING if hasattr(core, name))
-    return isinstance(receiver, acting)
+    return isinstance(receiver, tuple(acting for name in _ACTING for acting in classes(name)))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:

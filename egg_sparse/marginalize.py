@@ -1,0 +1,174 @@
+"""An EGG game, as the same game with exact sums."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from egg_sparse import host
+from egg_sparse.games import CommunicationMarg, SymbolGameMarg
+from egg_sparse.snapshot import Snapshot
+from egg_sparse.wrappers import ScoringWrapper, SparsemaxWrapper
+
+_SEVERAL_SYMBOLS = (
+    "SenderReceiverRnnReinforce",
+    "SenderReceiverRnnGS",
+    "SenderReceiverTransformerReinforce",
+    "CommunicationRnnReinforce",
+    "RnnSenderReinforce",
+    "RnnSenderGS",
+    "TransformerSenderReinforce",
+    "TransformerSenderGS",
+)
+
+
+def marginalize(game: Any, **options: Any) -> Any:
+    """The same game with the exact expectation over messages in place of EGG's estimator.
+
+    The agents are those of the given game, not copies: an optimizer of either game's parameters trains both. Loss,
+    entropy coefficients, logging strategies and mode (training or evaluation) are taken over; a receiver in a
+    ``ReinforceDeterministicWrapper`` is taken out of it, one that acts still acts.
+
+    Args:
+        game: EGG's ``SymbolGameReinforce``, ``SymbolGameGS``, or a ``PopulationGame`` over senders of one symbol.
+        options: the options of :class:`egg_sparse.SparsemaxWrapper` (``normalizer``, ``temperature``, ...) and of
+            :class:`egg_sparse.SymbolGameMarg` (``strategy``, ``max_support``, ``evaluation``, ...), which come before
+            what is taken over.
+
+    Returns:
+        A :class:`egg_sparse.SymbolGameMarg`; of a population a ``PopulationGame`` with a
+        :class:`egg_sparse.CommunicationMarg`.
+
+    Raises:
+        TypeError: the game, one of its agents, or an option is none of the above; the sentence says what to do.
+
+    Example:
+        >>> from egg_sparse.host import core
+        >>> class Sender(nn.Linear):
+        ...     def forward(self, sender_input, aux_input=None):
+        ...         return super().forward(sender_input)
+        >>> class Receiver(nn.Linear):
+        ...     def forward(self, message, receiver_input=None, aux_input=None):
+        ...         return super().forward(message)
+        >>> def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        ...     return (receiver_output - sender_input).pow(2).sum(1), {}
+        >>> game = core.SymbolGameGS(core.GumbelSoftmaxWrapper(Sender(5, 100)), Receiver(100, 5), loss)
+        >>> game = marginalize(game)
+        >>> game.sender.message_format, game(torch.randn(8, 5), None)[0].shape
+        ('one_hot', torch.Size([]))
+    """
+    of_wrapper, of_game = _sorted_options(options)
+    if _is(game, "SymbolGameReinforce", "SymbolGameGS"):
+        reinforced = _is(game, "SymbolGameReinforce")
+        receiver = game.receiver
+        if reinforced and not _is(receiver, "ReinforceDeterministicWrapper"):
+            of_game.setdefault("receiver_acts", True)
+        converted: Any = SymbolGameMarg(
+            _sender(game.sender, of_wrapper),
+            _receiver(receiver),
+            game.loss,
+            **{**_taken_over(game), **of_game},
+        )
+    elif _is(game, "PopulationGame"):
+        if isinstance(game.game, CommunicationMarg):
+            raise TypeError("game is a population with a CommunicationMarg already: it needs no conversion")
+        _refuse_several_symbols(game.game)
+        converted = copy.copy(game)
+        converted._modules = dict(game._modules)
+        converted.agents_loss_sampler = _sampler(game.agents_loss_sampler, of_wrapper)
+        converted.game = CommunicationMarg(**{**_taken_over(game.game), **of_game})
+    else:
+        _refuse_several_symbols(game)
+        if isinstance(game, (SymbolGameMarg, CommunicationMarg)):
+            raise TypeError(f"game is a {type(game).__name__} already: it needs no conversion")
+        raise TypeError(
+            "game must be EGG's SymbolGameReinforce, SymbolGameGS or PopulationGame, got "
+            f"{type(game).__name__}: wrap its sender's agent with SparsemaxWrapper, and give it to SymbolGameMarg"
+        )
+    return converted.train(game.training)
+
+
+def _is(module: Any, *names: str) -> bool:
+    """Whether a module is of one of these classes of EGG's, or of the stand-in's."""
+    classes = tuple(cls for name in names for cls in host.classes(name))
+    return isinstance(module, classes)
+
+
+def _refuse_several_symbols(module: Any) -> None:
+    if _is(module, *_SEVERAL_SYMBOLS):
+        raise TypeError(
+            f"{type(module).__name__} is for messages of several symbols, which cannot be marginalized: "
+            "egg_sparse sums over messages of one symbol, or over bit-vectors"
+        )
+
+
+def _sorted_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the wrapper, and those of the game."""
+    of_wrapper = set(inspect.signature(SparsemaxWrapper).parameters) - {"agent", "message_format"}
+    of_game = set(inspect.signature(CommunicationMarg).parameters)
+    for name in options:
+        if name not in of_wrapper | of_game:
+            raise TypeError(
+                f"{name} is no option of SparsemaxWrapper or SymbolGameMarg, which takes {_listed(of_game)}"
+            )
+    return (
+        {name: value for name, value in options.items() if name in of_wrapper},
+        {name: value for name, value in options.items() if name in of_game},
+    )
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _taken_over(game: Any) -> dict[str, Any]:
+    names = ("sender_entropy_coeff", "receiver_entropy_coeff", "train_logging_strategy", "test_logging_strategy")
+    return {name: getattr(game, name) for name in names if hasattr(game, name)}
+
+
+def _sender(sender: Any, options: dict[str, Any]) -> nn.Module:
+    """The agent of a wrapped sender, in a wrapper of this package."""
+    if _is(sender, "ReinforceWrapper"):
+        return SparsemaxWrapper(sender.agent, message_format="index", **options)
+    if _is(sender, "GumbelSoftmaxWrapper"):
+        return SparsemaxWrapper(sender.agent, message_format="one_hot", **options)
+    if isinstance(sender, ScoringWrapper):
+        raise TypeError(
+            f"the sender is a {type(sender).__name__} already: give it to SymbolGameMarg, not to an EGG game that "
+            "is then converted"
+        )
+    _refuse_several_symbols(sender)
+    raise TypeError(
+        "the sender must be a ReinforceWrapper or a GumbelSoftmaxWrapper around an agent that scores symbols, got "
+        f"{type(sender).__name__}: wrap its agent with SparsemaxWrapper, and give it to SymbolGameMarg"
+    )
+
+
+def _receiver(receiver: Any) -> nn.Module:
+    return receiver.agent if _is(receiver, "ReinforceDeterministicWrapper") else receiver
+
+
+def _sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:
+    """The same sampler over wrapped senders; random numbers stay as they are."""
+    missing = [name for name in ("senders", "receivers", "losses") if not hasattr(sampler, name)]
+    if missing:
+        raise TypeError(
+            f"agents_loss_sampler must have {' and '.join(missing)}, as EGG's samplers do; {type(sampler).__name__} "
+            "has not: build a sampler over senders in a SparsemaxWrapper"
+        )
+    before = Snapshot([], torch.device("cpu"))
+    converted = copy.copy(sampler)
+    converted.__dict__.update(
+        {name: list(value) for name, value in vars(sampler).items() if isinstance(value, list)},
+        _modules=dict(sampler._modules),
+    )
+    converted.senders = nn.ModuleList(_sender(sender, options) for sender in sampler.senders)
+    converted.receivers = nn.ModuleList(_receiver(receiver) for receiver in sampler.receivers)
+    if hasattr(converted, "reset_order"):
+        converted.reset_order()
+    before.restore()
+    return converted

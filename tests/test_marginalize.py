@@ -1,0 +1,207 @@
+"""EGG's games, converted: the same agents, the exact loss, and a sentence for what cannot be converted."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from egg_sparse import CommunicationMarg, SparsemaxWrapper, SymbolGameMarg, marginalize
+
+VOCAB = 12
+
+
+class Sender(nn.Linear):
+    def __init__(self):
+        super().__init__(5, VOCAB)
+
+    def forward(self, x, aux_input=None):
+        return super().forward(x).log_softmax(1)
+
+
+class Receiver(nn.Module):
+    """Reads one-hot messages and symbol ids alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Parameter(torch.randn(VOCAB, 4))
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        read = message @ self.read if message.is_floating_point() else self.read[message]
+        return read.log_softmax(1)
+
+
+def nll(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    return F.nll_loss(receiver_output, labels, reduction="none"), {}
+
+
+def miss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    return (receiver_output != labels).float(), {}
+
+
+def reinforced(core, receiver=None, loss=nll, **options):
+    receiver = core.ReinforceDeterministicWrapper(Receiver()) if receiver is None else receiver
+    return core.SymbolGameReinforce(core.ReinforceWrapper(Sender()), receiver, loss, **options)
+
+
+def relaxed(core, **options):
+    return core.SymbolGameGS(core.GumbelSoftmaxWrapper(Sender(), temperature=0.7), Receiver(), nll, **options)
+
+
+X, LABELS = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 4
+
+
+def expected_loss(sender, receiver, temperature=1.0):
+    """The sum over the whole vocabulary."""
+    d = SparsemaxWrapper(nn.Identity(), temperature=temperature)(sender(X).detach())
+    total = 0
+    for symbol in range(VOCAB):
+        prob = torch.where((d.messages == symbol) & d.mask, d.probs, 0).sum(0)
+        total = total + prob * nll(X, None, None, receiver(torch.full((7,), symbol)), LABELS, None)[0]
+    return total.mean()
+
+
+@pytest.mark.parametrize("build", [reinforced, relaxed])
+def test_exact_and_shared(core, build):
+    game = build(core)
+    converted = marginalize(game, support=None)
+    assert isinstance(converted, SymbolGameMarg)
+    assert converted.sender.message_format == ("index" if build is reinforced else "one_hot")
+    receiver = game.receiver.agent if build is reinforced else game.receiver
+    assert converted.receiver is receiver
+    loss, interaction = converted(X, LABELS)
+    torch.testing.assert_close(loss, expected_loss(game.sender.agent, receiver))
+    assert "receiver_entropy" not in interaction.aux
+    assert {id(p) for p in converted.parameters()} == {id(p) for p in game.parameters()}
+
+
+@pytest.mark.parametrize("build", [reinforced, relaxed])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_trains_with_an_optimizer_built_before_or_after(core, build, when):
+    game = build(core)
+    optimizer = torch.optim.Adam(game.parameters(), lr=0.05)
+    converted = marginalize(game)
+    if when == "after":
+        optimizer = torch.optim.Adam(converted.parameters(), lr=0.05)
+    core.init(params=["--n_epochs=30", "--random_seed=1"])
+    first = float(expected_loss(converted.sender.agent, converted.receiver).detach())
+    core.Trainer(converted, optimizer, [(X, LABELS)] * 5).train(30)
+    assert float(expected_loss(game.sender.agent, converted.receiver).detach()) < first / 2
+
+
+def test_takes_over_what_the_game_was_given(core):
+    train, test = core.LoggingStrategy.minimal(), core.LoggingStrategy()
+    game = reinforced(
+        core, core.ReinforceWrapper(Receiver()), miss, sender_entropy_coeff=0.2, receiver_entropy_coeff=0.1,
+        train_logging_strategy=train, test_logging_strategy=test,
+    ).eval()  # fmt: skip
+    converted = marginalize(game)
+    assert (converted.sender_entropy_coeff, converted.receiver_entropy_coeff) == (0.2, 0.1)
+    assert converted.train_logging_strategy is train
+    assert converted.test_logging_strategy is test
+    assert not converted.training
+    assert marginalize(game, sender_entropy_coeff=0.0).sender_entropy_coeff == 0
+
+
+def test_options_go_where_they_belong(core):
+    game = marginalize(
+        reinforced(core), normalizer=1.5, temperature=2.0, strategy="gather", max_support=3, evaluation="expected"
+    )
+    assert (game.sender.alpha, game.sender.temperature) == (1.5, 2.0)
+    assert (game.strategy, game.max_support, game.evaluation) == ("gather", 3, "expected")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_acting_receivers_still_act(core, nested):
+    class Outer(nn.Module):
+        """An acting receiver behind a layer of its own, as EGG's SymbolReceiverWrapper is."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args):
+            return self.inner(*args)
+
+    acting = core.ReinforceWrapper(Receiver())
+    game = reinforced(core, Outer(acting) if nested else acting, miss)
+    converted = marginalize(game, support=None, strategy="loop")
+    loss, interaction = converted(X, LABELS)
+    assert "receiver_entropy" in interaction.aux
+    loss.backward()
+    assert acting.agent.read.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("sampler", ["UniformAgentSampler", "FullSweepAgentSampler"])
+def test_population(core, sampler):
+    class Mechanics(nn.Module):
+        sender_entropy_coeff = 0.3
+
+    senders = [core.GumbelSoftmaxWrapper(Sender()) for _ in range(2)]
+    receivers = [Receiver() for _ in range(2)]
+    game = core.PopulationGame(Mechanics(), getattr(core, sampler)(senders, receivers, [nll]))
+    converted = marginalize(game, support=None)
+    assert isinstance(converted.game, CommunicationMarg)
+    assert converted.game.sender_entropy_coeff == 0.3
+    converted.game.sender_entropy_coeff = 0.0
+    pairs = [float(expected_loss(s.agent, r).detach()) for s in senders for r in receivers]
+    found = [float(converted(X, LABELS)[0].detach()) for _ in range(40)]
+    assert all(min(abs(value - pair) for pair in pairs) < 1e-5 for value in found)
+    assert all(min(abs(value - pair) for value in found) < 1e-5 for pair in pairs), "every pair is drawn"
+    assert all(isinstance(sender, core.GumbelSoftmaxWrapper) for sender in game.agents_loss_sampler.senders)
+    assert {id(p) for p in converted.parameters()} == {id(p) for p in game.parameters()}
+
+
+def test_conversion_draws_no_random_numbers(core):
+    import numpy as np
+
+    game = core.PopulationGame(nn.Identity(), core.FullSweepAgentSampler([core.GumbelSoftmaxWrapper(Sender())], [Receiver()], [nll]))  # fmt: skip  # noqa: E501
+    np.random.seed(0), torch.manual_seed(0)
+    first = np.random.rand(), torch.rand(1)
+    np.random.seed(0), torch.manual_seed(0)
+    marginalize(game)
+    assert (np.random.rand(), torch.rand(1)) == first
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("build", "error"),
+        [
+            (lambda core: nn.Identity(), "Identity.* SymbolGameMarg"),
+            (lambda core: marginalize(relaxed(core)), "SymbolGameMarg already"),
+            (lambda core: CommunicationMarg(), "CommunicationMarg already"),
+            (lambda core: core.SymbolGameGS(Sender(), Receiver(), nll), "Sender.* SparsemaxWrapper"),
+            (lambda core: core.SymbolGameGS(SparsemaxWrapper(Sender()), Receiver(), nll), "SparsemaxWrapper already"),
+            (
+                lambda core: core.PopulationGame(
+                    CommunicationMarg(), core.UniformAgentSampler([SparsemaxWrapper(Sender())], [Receiver()], [nll])
+                ),
+                "CommunicationMarg already",
+            ),
+            (lambda core: core.PopulationGame(nn.Identity(), nn.Identity()), "senders and receivers and losses"),
+        ],
+    )
+    def test_what_cannot_be_converted(self, core, build, error):
+        with pytest.raises(TypeError, match=error):
+            marginalize(build(core))
+
+    def test_unknown_options(self, core):
+        for name in ("message_format", "tau", "agent"):
+            with pytest.raises(TypeError, match=f"{name} .*strategy"):
+                marginalize(relaxed(core), **{name: 1})
+
+    def test_games_of_several_symbols(self, egg):
+        sender = egg.RnnSenderReinforce(nn.Linear(5, 8), 10, 4, 8, 3)
+        receiver = egg.RnnReceiverDeterministic(nn.Linear(8, 4), 10, 4, 8)
+        for game in (
+            egg.SenderReceiverRnnReinforce(sender, receiver, nll),
+            egg.SymbolGameReinforce(sender, receiver, nll),
+        ):
+            with pytest.raises(TypeError, match=r"several symbols"):
+                marginalize(game)
+
+
+def test_deepcopy(core):
+    converted = marginalize(reinforced(core), support=None)
+    torch.testing.assert_close(copy.deepcopy(converted)(X, LABELS)[0], converted(X, LABELS)[0])
