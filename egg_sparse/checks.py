@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ def per_example(name: str, value: Any, size: int, device: torch.device, of_pairs
     What has no value per example, such as an average over the batch, stands there once for every example. Of pairs of
     examples and messages there is no such average: how many there are of an example depends on its support.
     """
-    if not isinstance(value, (torch.Tensor, bool, int, float)):
+    if not isinstance(value, (torch.Tensor, numbers.Real)):
         raise TypeError(f"the loss must report tensors or numbers, but {name} is a {type(value).__name__}")
     if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == size:
         return value
@@ -188,7 +189,7 @@ def change_by_others(
 
     Every pair of examples is tried: in the round of a binary digit, the examples whose number has that digit get
     another message, and the losses of the others are compared; then the other way round. Every call begins with the
-    same random numbers and the same buffers, which are restored at the end.
+    same random numbers and a copy of the same buffers, and leaves nothing behind.
 
     Args:
         losses_of: plays one message per example, ``(B,)`` or ``(B, D)``; returns losses ``(B,)``.
@@ -196,42 +197,44 @@ def change_by_others(
         agents: the receiver and the loss that are called.
 
     Returns:
-        The change; 0 where it is within rounding; None where it cannot be told, since the losses of the same messages
-        differ between two calls, or the number of random draws depends on the messages.
+        The change; 0 where it is within rounding; None where it cannot be told, since losses are not finite,
+        those of the same messages differ between two calls, or the number of random draws depends on the messages.
     """
     size = messages.shape[1]
     layers = batch_norms(agents[0])
     if any(not layer.track_running_stats for layer in layers):
         return None
     before = Snapshot(agents, messages.device)
-    drawn: list[torch.Tensor] = []
+    draws: list[Any] = []
 
     def played(message: torch.Tensor) -> torch.Tensor:
-        before.restore()
+        before.lend()
         losses = losses_of(message)
-        drawn.append(torch.get_rng_state())
-        return losses.to(torch.promote_types(losses.dtype, torch.float32))
+        draws.append(before.draws())
+        return losses
 
     own = messages[0]
     try:
         for layer in layers:
             layer.training = False
         losses = played(own)
-        largest, scale = torch.zeros_like(losses[0]), losses.abs().amax()
-        reproducible = torch.equal(losses, played(own))
-        numbers = torch.arange(size, device=messages.device)
-        for digit in range((size - 1).bit_length()) if reproducible else ():
-            for value in (0, 1):
-                exchanged = (numbers >> digit) & 1 == value
+        eps = torch.finfo(losses.dtype).eps
+        changes, can_be_told = [torch.zeros_like(losses)], torch.isfinite(losses).all()
+        digits = torch.arange(size, device=messages.device)[:, None] >> torch.arange(
+            (size - 1).bit_length(), device=messages.device
+        )
+        for value in (0, 1):
+            for exchanged in ((digits & 1) == value).t():
                 message = torch.where(exchanged.view(-1, *(1,) * (own.dim() - 1)), messages[1], own)
                 others = played(message)
-                largest = torch.maximum(largest, torch.where(exchanged, 0, (others - losses).abs()).amax())
-                scale = torch.maximum(scale, others.abs().amax())
+                change = (others - losses).abs()
+                rounding = eps * (32 * torch.maximum(others.abs(), losses.abs()) + 1)
+                changes.append(torch.where(exchanged | (change <= rounding), 0, change))
+                can_be_told = can_be_told & (exchanged | torch.isfinite(others)).all()
+        can_be_told = can_be_told & (played(own) == losses).all()
     finally:
         for layer in layers:
             layer.training = True
-        before.restore()
-    if not reproducible or not all(torch.equal(state, drawn[0]) for state in drawn):
-        return None
-    rounding = 32 * torch.finfo(losses.dtype).eps * scale
-    return float(torch.where(largest > rounding, largest, 0))
+        before.reclaim()
+    largest, told = torch.stack((torch.stack(changes).amax(), can_be_told.to(losses.dtype))).tolist()
+    return largest if told and all(state == draws[0] for state in draws) else None

@@ -92,16 +92,17 @@ class SparseDistribution(Distribution):
         self.control: Any = None
         super().__init__(probs.shape[1:], messages.shape[2:], validate_args=validate_args)
         if self._validate_args:
-            self._check_probs(torch.finfo(probs.dtype).eps)
+            self._check_probs(max(1e-6, 4 * torch.finfo(probs.dtype).eps))
             padding = ~self.mask.view(*probs.shape, *(1,) * (messages.dim() - 2))
             self.messages = torch.where(padding, messages[:1], messages)
             self._check_messages()
 
-    def _check_probs(self, eps: float) -> None:
+    def _check_probs(self, rounding: float) -> None:
         probs = self.probs.detach()
+        tolerance = rounding + 4 * len(probs) * torch.finfo(probs.dtype).eps
         if not bool((probs >= 0).all()):
             raise ValueError("probs must be non-negative and not NaN")
-        if not bool(((probs.sum(0) - 1).abs() <= 4 * probs.shape[0] * eps).all()):
+        if not bool(((probs.sum(0) - 1).abs() <= tolerance).all()):
             raise ValueError("every column of probs must sum to 1")
         if not bool((probs[1:] <= probs[:-1]).all()):
             raise ValueError("every column of probs must be in descending order: row 0 is the most probable message")
@@ -113,6 +114,8 @@ class SparseDistribution(Distribution):
                 limit = "" if self.vocab_size is None else f" and below vocab_size, {self.vocab_size}"
                 raise ValueError(f"messages must be symbol ids of at least 0{limit}, got {lowest} to {highest}")
         rows, examples = self.mask.nonzero(as_tuple=True)
+        if not len(rows):
+            return
         support = self.messages[rows, examples].detach().reshape(len(rows), -1).double()
         support = torch.cat((examples[:, None].double(), support), 1)
         if len(torch.unique(support, dim=0)) < len(support):
@@ -186,6 +189,7 @@ class SparseDistribution(Distribution):
             self.messages.expand(-1, *shape, *self.event_shape),
             self.probs.expand(-1, *shape),
             lambda values: values.expand(shape),
+            None if self.ratios is None else self.ratios.expand(-1, *shape),
         )
 
     def to(self, target: torch.device | torch.dtype | str | int) -> SparseDistribution:
@@ -194,16 +198,24 @@ class SparseDistribution(Distribution):
         A type applies to ``probs``, which stay at least float32, and to vector messages; symbol ids stay long.
         """
         if not isinstance(target, torch.dtype):
-            return self._map(self.messages.to(target), self.probs.to(target), lambda values: values.to(target))
+            ratios = None if self.ratios is None else self.ratios.to(target)
+            return self._map(self.messages.to(target), self.probs.to(target), lambda values: values.to(target), ratios)
         if not target.is_floating_point:
             raise TypeError(f"target must be a device or a floating-point type, got {target}")
         messages = self.messages.to(target) if self.messages.is_floating_point() else self.messages
-        return self._map(messages, self.probs.to(torch.promote_types(target, torch.float32)), lambda values: values)
+        wide = torch.promote_types(target, torch.float32)
+        ratios = None if self.ratios is None else self.ratios.to(wide)
+        return self._map(messages, self.probs.to(wide), lambda values: values, ratios)
 
     def _map(
-        self, messages: torch.Tensor, probs: torch.Tensor, per_example: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        messages: torch.Tensor,
+        probs: torch.Tensor,
+        per_example: Callable[[torch.Tensor], torch.Tensor],
+        ratios: torch.Tensor | None,
     ) -> SparseDistribution:
         mapped = SparseDistribution(messages, probs, self.vocab_size, validate_args=False)
+        mapped.ratios = ratios
         mapped.is_exact = None if self.is_exact is None else per_example(self.is_exact)
         mapped.duality_gap = None if self.duality_gap is None else per_example(self.duality_gap)
         return mapped
@@ -295,7 +307,7 @@ class SparseDistribution(Distribution):
 
     def _log_prob_under(self, other: Distribution) -> torch.Tensor:
         """``(K, B)``: another distribution's log-probability of every message of this support."""
-        if isinstance(other, SparseDistribution) and other.event_shape != self.event_shape:
+        if other.event_shape != self.event_shape:
             raise ValueError(
                 f"other must be over messages of shape {tuple(self.event_shape)}, got {tuple(other.event_shape)}"
             )

@@ -21,6 +21,8 @@ from egg_sparse.strategies import Round
 #: The largest support that is summed exactly in training, by default: the vocabulary of the paper's signal game.
 MAX_SUPPORT = 256
 
+_MOST_ATTEMPTS = 3  # to tell whether a loss couples examples
+
 _WATCHED_STEPS = 200
 _COLLAPSED, _MOVED = 1.01, 0.01
 
@@ -170,9 +172,10 @@ class _Marginalization(OneMessageGame):
                 )
             return
         known = self._known_receivers[game_round.receiver].losses[game_round.loss]
-        if known.uncoupled:
+        if self.training in known.uncoupled or known.attempts >= _MOST_ATTEMPTS:
             return
-        checks.warn_of_batch_norms(checks.batch_norms(game_round.receiver))
+        if not known.attempts:
+            checks.warn_of_batch_norms(checks.batch_norms(game_round.receiver))
         own, second = terms.messages[:2]
         decided = (terms.probs[1] == 0).view(-1, *(1,) * (own.dim() - 1))
         another = torch.where(decided, own.roll(1, 0), second)
@@ -186,7 +189,10 @@ class _Marginalization(OneMessageGame):
                 'inputs, not from messages, or give the game coupled="approximate", which plays each row of messages '
                 "as a batch"
             )
-        known.uncoupled = True
+        if change is None:
+            known.attempts += 1
+        else:
+            known.uncoupled.add(self.training)
 
 
 def _spread(terms: SparseDistribution, losses: torch.Tensor) -> torch.Tensor:

@@ -120,8 +120,20 @@ def classes(name: str) -> list[type]:
 
 
 def is_acting(receiver: Any) -> bool:
-    """Whether a receiver is one of EGG's, or of the stand-in's, that return (action, log-probability, entropy)."""
-    return isinstance(receiver, tuple(acting for name in _ACTING for acting in classes(name)))
+    """Whether a receiver is one of EGG's, or of the stand-in's, that return (action, log-probability, entropy).
+
+    It may be compiled, in a DataParallel, or in EGG's wrapper that embeds the message.
+    """
+    acting = tuple(found for name in _ACTING for found in classes(name))
+    symbol_receivers = tuple(classes("SymbolReceiverWrapper"))
+    while receiver is not None and not isinstance(receiver, acting):
+        if isinstance(receiver, symbol_receivers):
+            receiver = getattr(receiver, "agent", None)
+        elif isinstance(receiver, torch.nn.DataParallel):
+            receiver = receiver.module
+        else:
+            receiver = getattr(receiver, "_orig_mod", None)
+    return receiver is not None
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:

@@ -36,7 +36,11 @@ class Option(Generic[T]):
     @overload
     def __get__(self, game: object, owner: type) -> T: ...
     def __get__(self, game: object | None, owner: type) -> Option[T] | T:
-        return self if game is None else game.__dict__[self.name]
+        if game is None:
+            return self
+        if self.name not in game.__dict__:
+            raise AttributeError(self.name)
+        return game.__dict__[self.name]
 
     def __set__(self, game: object, value: T) -> None:
         self.check(self.name, value)
@@ -55,7 +59,7 @@ def check_count(name: str, value: Any, optional: bool = True) -> None:
     """Raises TypeError or ValueError unless the option is a positive whole number, or None if it is optional."""
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be {'None or ' * optional}a number of messages, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
@@ -98,9 +102,15 @@ class ByIdentity(Generic[T]):
 
 @dataclass
 class KnownLoss:
-    """What a game has found out about a loss, with one receiver."""
+    """What a game has found out about a loss, with one receiver.
 
-    uncoupled: bool = False
+    Attributes:
+        uncoupled: the modes of the game, training or not, in which no example's loss depends on others' messages.
+        attempts: the number of times that this could not be told.
+    """
+
+    uncoupled: set[bool] = field(default_factory=set)
+    attempts: int = 0
 
 
 @dataclass

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from egg_sparse import checks
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.snapshot import Snapshot
+from egg_sparse.snapshot import Snapshot, holds_vmapped_tensor, is_lazy
 
 logger = logging.getLogger("egg_sparse")
 
@@ -82,8 +82,9 @@ class Round:
         returned = self.loss(self.sender_input, message, self.receiver_input, output, self.labels, self.aux_input)
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
             raise TypeError(f"the loss must return (loss per example, dict of tensors), got {type(returned).__name__}")
-        values["loss"], aux = returned
-        checks.check_loss(values["loss"], size)
+        loss, aux = returned
+        checks.check_loss(loss, size)
+        values["loss"] = loss if loss.is_floating_point() else loss.float()
         for name, value in aux.items():
             values[f"aux/{name}"] = checks.per_example(name, value, size, message.device, self.of_pairs)
         if self.keep_output and isinstance(output, torch.Tensor):
@@ -207,17 +208,22 @@ def _play_gather(
 
 def play_automatically(
     distribution: SparseDistribution, game_round: Round, known: str | None, chunk_size: int | None
-) -> tuple[Played, str]:
+) -> tuple[Played, str | None]:
     """Plays with ``vmap``, or with ``loop`` where that cannot trace the receiver, and says which it was.
 
-    What is ``known`` to work is used again. What an attempt with ``vmap`` has changed beside its result is put back.
+    What is ``known`` to work is used again. The first call of a receiver that finds out its shapes in it is a plain
+    one, after which nothing is known yet. What an attempt with ``vmap`` has changed beside its result is put back.
     ``gather`` is never chosen: whether inputs have their examples on axis 0 cannot be seen from outside.
     """
     cause: Exception | None = None
+    if known is None and is_lazy(game_round.agents):
+        return play(distribution, game_round, "loop", chunk_size, greedy=False), None
     if known != "loop":
         before = Snapshot(game_round.agents, distribution.messages.device)
         try:
             played = play(distribution, game_round, "vmap", chunk_size, greedy=False)
+            if known is None and holds_vmapped_tensor(game_round.agents, game_round.aux_input):
+                raise RuntimeError("it keeps a tensor that exists within torch.func.vmap alone")
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # whatever vmap cannot trace, or the receiver's own fault, which loop will raise

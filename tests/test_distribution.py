@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egg_sparse import SparseDistribution
+from egg_sparse.estimators import sum_and_sample
 
 
 def symbols(probs=((0.6, 1.0, 0.5), (0.3, 0.0, 0.5), (0.1, 0.0, 0.0)), dtype=torch.float64):
@@ -186,6 +187,39 @@ def test_to():
     assert on_meta.probs.device.type == on_meta.messages.device.type == "meta"
     with pytest.raises(TypeError, match="int64"):
         bits.to(torch.int64)
+
+
+def test_a_resampled_support_keeps_its_weights():
+    d = symbols()
+    d.ratios = torch.tensor([[1.0, 1.0, 2.0], [3.0, 1.0, 1.5], [2.0, 1.0, 1.0]], dtype=torch.float64)
+    for other in (d.to(torch.float64), d.to("cpu"), d.expand((3,))):
+        assert torch.equal(other.weights, d.weights)
+    with pytest.raises(ValueError, match="resampled"):
+        sum_and_sample(d, 1)
+
+
+def test_cross_entropy_of_other_kinds_of_messages_is_refused():
+    one_hot = SparseDistribution(
+        torch.eye(3)[:, None].expand(-1, 3, -1), torch.tensor([[0.5], [0.3], [0.2]]).expand(3, 3)
+    )
+    bernoulli = torch.distributions.Bernoulli(torch.full((3,), 0.5))
+    for p, q in (
+        (one_hot, torch.distributions.Categorical(torch.ones(3, 3))),
+        (one_hot, bernoulli),
+        (symbols(), torch.distributions.Independent(bernoulli, 1)),
+    ):
+        with pytest.raises(ValueError, match="other"):
+            p.cross_entropy(q)
+
+
+def test_rounding_is_accepted_and_no_more():
+    probs = torch.rand(60, 4).softmax(0).sort(0, descending=True).values
+    rows = torch.arange(60)[:, None].expand(-1, 4)
+    SparseDistribution(rows, probs.double())
+    SparseDistribution(rows, probs.bfloat16())
+    with pytest.raises(ValueError, match="probs"):
+        SparseDistribution(rows, (probs * 1.1).bfloat16())
+    assert SparseDistribution(rows[:, :0], probs[:, :0]).probs.shape == (60, 0)
 
 
 @pytest.mark.parametrize("name", ["rsample", "cdf", "icdf"])

@@ -203,6 +203,8 @@ class SymbolGameScoreFunction(OneMessageGame):
             return (losses.sum(0) - losses) / (len(losses) - 1), 0.0, 0
         if self.baseline == "none":
             return torch.zeros_like(losses[:1]), 0.0, 0
+        if self.baseline != "running_mean":
+            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, or a module, got {self.baseline!r}")
         baseline = self.mean_loss.clone().expand(1, losses.shape[1])
         self.n_losses += 1
         self.mean_loss += (losses.mean() - self.mean_loss) / self.n_losses

@@ -35,6 +35,8 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
         >>> terms.probs.tolist(), terms.messages[1].item() in (0, 1)
         ([[0.5], [0.5]], True)
     """
+    if distribution.ratios is not None:
+        raise ValueError("distribution must be one that has not been resampled: its probabilities do not sum to 1")
     kept, rest = distribution.probs[:max_support], distribution.probs[max_support:]
     weights = rest.detach().to(torch.promote_types(rest.dtype, torch.float32))
     remaining = weights.sum(0)

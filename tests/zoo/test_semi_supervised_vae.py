@@ -105,7 +105,7 @@ class TestAgents:
         scores, classes = torch.randn(4, 10, requires_grad=True), torch.tensor([1, 5, 5, 9])
         (grad,) = torch.autograd.grad(classification_loss(normalizer)(scores, classes).sum(), scores)
         distribution = getattr(categorical, normalizer)(scores)
-        probs = torch.zeros(4, 10).scatter_(1, distribution.messages.t(), distribution.probs.t())
+        probs = torch.zeros(4, 10).scatter_add_(1, distribution.messages.t(), distribution.probs.t())
         torch.testing.assert_close(grad, probs - F.one_hot(classes, 10), atol=1e-5, rtol=1e-4)
 
     def test_loss_is_the_sum_over_all_classes(self):
