@@ -118,12 +118,12 @@ class KnownReceiver:
     """What a game has found out about a receiver.
 
     Attributes:
-        strategy: the strategy that "auto" plays it with; None if it has not been played so far.
+        strategies: the strategy that "auto" plays it with, in training and in evaluation mode.
         vocab_sizes: the vocabularies that it is known to read.
         losses: the losses that it has been played with.
     """
 
-    strategy: str | None = None
+    strategies: dict[bool | None, str | None] = field(default_factory=dict)
     vocab_sizes: set[int | None] = field(default_factory=set)
     losses: ByIdentity[KnownLoss] = field(default_factory=lambda: ByIdentity(KnownLoss))
 
@@ -199,7 +199,10 @@ class OneMessageGame(nn.Module):
         if self.strategy != "auto" or greedy:
             played = strategies.play(terms, game_round, self.strategy, self.chunk_size, greedy)
         else:
-            played, known.strategy = strategies.play_automatically(terms, game_round, known.strategy, self.chunk_size)
+            mode = getattr(game_round.receiver, "training", None)
+            played, known.strategies[mode] = strategies.play_automatically(
+                terms, game_round, known.strategies.get(mode), self.chunk_size
+            )
         known.vocab_sizes.add(game_round.vocab_size)
         game_round.first = False
         if "receiver_log_prob" not in played.values and self.receiver_entropy_coeff:

@@ -212,14 +212,14 @@ def play_automatically(
     """Plays with ``vmap``, or with ``loop`` where that cannot trace the receiver, and says which it was.
 
     What is ``known`` to work is used again. The first call of a receiver that finds out its shapes in it is a plain
-    one, after which nothing is known yet. What an attempt with ``vmap`` has changed beside its result is put back.
+    one, after which nothing is known yet. What a first attempt with ``vmap`` has changed beside its result is put back.
     ``gather`` is never chosen: whether inputs have their examples on axis 0 cannot be seen from outside.
     """
     cause: Exception | None = None
     if known is None and is_lazy(game_round.agents):
         return play(distribution, game_round, "loop", chunk_size, greedy=False), None
     if known != "loop":
-        before = Snapshot(game_round.agents, distribution.messages.device)
+        before = None if known else Snapshot(game_round.agents, distribution.messages.device)
         try:
             played = play(distribution, game_round, "vmap", chunk_size, greedy=False)
             if known is None and holds_vmapped_tensor(game_round.agents, game_round.aux_input):
@@ -227,7 +227,8 @@ def play_automatically(
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # whatever vmap cannot trace, or the receiver's own fault, which loop will raise
-            before.restore()
+            if before:
+                before.restore()
             cause = error
         else:
             if known is None:

@@ -193,7 +193,7 @@ class _Solver:
         self._allocate(min(max(32, x.shape[1]), 64))
         self._precision = max(1e-6, tie(x))  # of sums, relative: that of oracles that compute in float32
         structures, extra = self._best(self.x)
-        if bool(_not_binary(structures)):
+        if not bool(((structures == 0) | (structures == 1)).all()):
             self._refuse(structures, extra, self.examples)
         self.structures[:, 0], self.extra[:, 0], self.probs[:, 0] = structures, extra, 1
         self.base[:, 0], self.base[:, 1] = -structures.sum(1), 1
@@ -275,8 +275,9 @@ class _Solver:
             if unsettled is not None:
                 enters = enters & ~unsettled
                 moves = enters | unsettled
-            wrong = _not_binary(structure) | ~((gap >= least_gap) & (gap < largest)).all()
-            n_moves = int(self.xp.where(wrong, -1, moves.sum()))  # in one transfer from the device
+            count = self.xp.count_nonzero
+            n_wrong = count(structure * structure != structure) + count(~((gap >= least_gap) & (gap < largest)))
+            n_moves = int(count(moves) - (len(moves) + 1) * n_wrong)  # one transfer from the device tells both
             if n_moves < 0:
                 self._refuse(structure, extra, gap)
             worth_leaving_out = n_moves <= len(moves) // 2 and self.structures[:, :n].nbytes > 1_000_000
@@ -476,11 +477,6 @@ class _Solver:
                 solution.gap[found.examples] = found.gap
         examples, structures, probs, slots, columns, gap = map(as_tensor, solution)
         return _Solution(examples, structures.transpose(0, 1), probs.t(), slots, columns, gap)
-
-
-def _not_binary(structures: Array) -> Array:
-    """Whether any number is neither 0 nor 1."""
-    return (structures * (1 - structures)).any()
 
 
 def _product(matrices: Array, vectors: Array) -> Array:

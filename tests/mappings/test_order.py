@@ -25,6 +25,15 @@ def test_equals_a_stable_sort(values, dtype, data):
     assert torch.equal(descending(values, n), values.sort(dim=1, stable=True, descending=True).indices[:, :n])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_first_few_of_many(dtype):
+    for digits in (0, 1, 6):  # many ties, few, none
+        values = (10**digits * torch.rand(5, 700, dtype=dtype)).round()
+        for n in (1, 7, 174, 175, 699, 700):
+            assert torch.equal(ascending(values, n), values.sort(dim=1, stable=True).indices[:, :n])
+            assert torch.equal(descending(values, n), values.sort(dim=1, stable=True, descending=True).indices[:, :n])
+
+
 def test_negative_zeros_are_zeros():
     values = torch.tensor([[0.0, -0.0, 0.0, -0.0]])
     assert ascending(values).tolist() == descending(values).tolist() == [[0, 1, 2, 3]]
