@@ -128,8 +128,8 @@ class EpochSeeds(host.core.Callback):
     else was drawn before.
 
     Args:
-        seed: of the run.
-        rank: of this process, so that several draw different numbers.
+        seed: the run's random seed.
+        rank: the number of this process, so that several draw different numbers.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
@@ -217,7 +217,7 @@ class EntropyCoefficientUpdater(host.core.Callback):
 class TemperatureSchedule(host.core.Callback):
     """Sets an agent's ``temperature`` before every epoch, by a schedule of yours.
 
-    Scores that are divided by more leave supports larger: a temperature that falls keeps them from collapsing early.
+    For a wrapper with a fixed temperature (``support=None``): scores that are divided by more leave supports larger.
 
     Args:
         agent: what has the attribute, a wrapper of this package, say.
@@ -226,7 +226,7 @@ class TemperatureSchedule(host.core.Callback):
     Example:
         >>> from egg_sparse import SparsemaxWrapper
         >>> import torch
-        >>> wrapper = SparsemaxWrapper(torch.nn.Linear(2, 3))
+        >>> wrapper = SparsemaxWrapper(torch.nn.Linear(2, 3), support=None)
         >>> TemperatureSchedule(wrapper, lambda epoch: 10 / epoch).on_epoch_begin(2)
         >>> wrapper.temperature
         5.0

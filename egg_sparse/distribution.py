@@ -13,8 +13,8 @@ from torch.distributions.kl import register_kl
 class SparseDistribution(Distribution):
     r"""A batch of distributions over messages, stored as their supports.
 
-    For every example b it holds the messages :math:`m_{kb}` that have a probability
-    :math:`p_{kb} > 0`, padded to the largest support K in the batch, so that
+    For every example b it holds the messages :math:`m_{kb}` of non-zero probability
+    :math:`p_{kb}`, padded to the largest support K in the batch, so that
 
     .. math:: \mathbb{E}_{m \sim p_b}[f(m)] = \sum_{k=1}^{K} p_{kb}\, f(m_{kb})
 

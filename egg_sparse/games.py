@@ -1,4 +1,4 @@
-"""Games in which the loss is the exact expectation over all messages that have a probability."""
+"""Games in which the loss is the exact expectation over all messages of non-zero probability."""
 
 from __future__ import annotations
 
