@@ -122,7 +122,7 @@ class TestLoading:
         assert python(code, EGG_SPARSE_HOST="standin").stdout == "4\n"
 
     def test_refuses(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint"):
             host.load_checkpoint(tmp_path / "missing.tar")
         whole = self.saved(tmp_path, self.checkpoint()).read_bytes()
         for content in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-40]):
@@ -131,7 +131,7 @@ class TestLoading:
             with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
                 host.load_checkpoint(path)
         for value in ({"model": 1}, torch.zeros(3), [1, 2]):
-            with pytest.raises(ValueError, match="is not a checkpoint of EGG's Trainer: it holds a"):
+            with pytest.raises(ValueError, match=r"not a checkpoint"):
                 host.load_checkpoint(self.saved(tmp_path, value))
 
     def test_executes_nothing(self, tmp_path):
@@ -150,7 +150,7 @@ class TestLoading:
         model = torch.nn.Linear(2, 3)
         host.check_architecture(model, model.state_dict(), "a.tar")
         other = {**model.state_dict(), "weight": torch.zeros(3, 4)}
-        with pytest.raises(ValueError, match=r"weight is \(3, 4\) there and \(3, 2\) here"):
+        with pytest.raises(ValueError, match=r"weight.*\(3, 4\).*\(3, 2\)"):
             host.check_architecture(model, other, "a.tar")
-        with pytest.raises(ValueError, match=r"more is .* there and absent here"):
+        with pytest.raises(ValueError, match=r"more .*absent"):
             host.check_architecture(model, {**model.state_dict(), "more": torch.zeros(1)}, "a.tar")

@@ -83,15 +83,15 @@ def test_learned_alpha_trains_and_stays_above_1():
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"normalizer": "sofmax"}, "normalizer must be one of softmax, sparsemax, entmax15"),
-        ({"normalizer": 1.0}, "finite number above 1, got 1.0"),
-        ({"normalizer": float("inf")}, "finite number above 1"),
-        ({"normalizer": True}, "normalizer must be a string, a number or an nn.Parameter, got bool"),
+        ({"normalizer": "sofmax"}, "normalizer.*'sofmax'"),
+        ({"normalizer": 1.0}, r"normalizer.*1\.0"),
+        ({"normalizer": float("inf")}, "normalizer.*inf"),
+        ({"normalizer": True}, "normalizer.*bool"),
         ({"normalizer": nn.Parameter(torch.tensor([1.5, 2.0]))}, "one number above 1"),
         ({"normalizer": nn.Parameter(torch.tensor(0.5))}, "one number above 1"),
-        ({"message_format": "onehot"}, 'message_format must be "index" or "one_hot"'),
-        ({"temperature": 0}, "temperature must be a finite number above 0, got 0"),
-        ({"temperature": float("nan")}, "temperature must be a finite number above 0"),
+        ({"message_format": "onehot"}, "message_format.*'onehot'"),
+        ({"temperature": 0}, "temperature.* 0"),
+        ({"temperature": float("nan")}, "temperature.*nan"),
     ],
 )
 def test_refuses_options(options, error):
@@ -104,11 +104,11 @@ def test_refuses_what_agents_should_not_return():
         def forward(self, x, aux_input=None):
             return x, x
 
-    with pytest.raises(TypeError, match=r"must return a tensor of scores, got tuple"):
+    with pytest.raises(TypeError, match=r"scores.*tuple"):
         SparsemaxWrapper(Sampling())(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="scores must be finite: 3 of 6"):
+    with pytest.raises(ValueError, match=r"scores.*3 of 6"):
         SparsemaxWrapper(nn.Identity())(torch.tensor([[float("nan")] * 3, [0.0] * 3]))
-    with pytest.raises(ValueError, match=r"scores must have shape \(B, V\) with V >= 1 symbols, got \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"scores.*\(2, 3, 4\)"):
         SparsemaxWrapper(nn.Identity())(torch.zeros(2, 3, 4))
     wrapper = SparsemaxWrapper(nn.Identity(), support=None)
     with pytest.raises(ValueError, match=r"temperature .*-1"):
@@ -165,13 +165,13 @@ def test_bit_vector_games(core, wrap, strategy):
 
 
 def test_bit_vector_wrappers_refuse_options():
-    for options, error in (({"k": 0}, "k must be at least 1"), ({"temperature": 0}, "temperature must be")):
+    for options, error in (({"k": 0}, "k .* 0"), ({"temperature": 0}, "temperature.* 0")):
         with pytest.raises(ValueError, match=error):
             TopKSparsemaxWrapper(Agent(3, 4), **options)
     for options, error in (
-        ({"budget": -1}, "budget must be at least 0"),
-        ({"decomposition": "threshold", "budget": 1}, "cannot keep a budget"),
-        ({"temperature": math.inf}, "temperature must be"),
+        ({"budget": -1}, "budget.*-1"),
+        ({"decomposition": "threshold", "budget": 1}, "threshold.*budget"),
+        ({"temperature": math.inf}, "temperature.*inf"),
     ):
         with pytest.raises(ValueError, match=error):
             SparseMAPBitVectorWrapper(Agent(3, 4), **options)

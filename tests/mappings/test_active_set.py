@@ -232,7 +232,7 @@ def test_examples_do_not_mix():
 
 
 def test_warns_where_it_stops_early():
-    with pytest.warns(RuntimeWarning, match="stopped after 3 of max_iter=3 iterations with a duality gap of"):
+    with pytest.warns(RuntimeWarning, match=r"max_iter=3.*gap"):
         d = sparsemap_bit_vectors(torch.randn(4, 20), None, "active_set", max_iter=3)
     assert d.duality_gap.max() > 1e-9
     torch.testing.assert_close(d.probs.sum(0), torch.ones(4))
@@ -241,15 +241,15 @@ def test_warns_where_it_stops_early():
 @pytest.mark.parametrize(
     ("scores", "transitions", "options", "error"),
     [
-        (torch.zeros(2, 3), torch.zeros(3), {}, r"transitions must have shape \(B, D - 1\) = \(2, 2\) or \(2,\), got"),
-        (torch.zeros(2, 3), torch.zeros(2).long(), {}, "transitions must be floating point"),
-        (torch.zeros(2, 3), [0.0, 0.0], {}, "transitions must be a tensor, got list"),
-        (torch.zeros(2, 3), torch.tensor([0.0, torch.nan]), {}, "transitions must be finite: 1 of 2"),
-        (torch.zeros(2, 3) / 0, torch.zeros(2), {}, "scores must be finite: 6 of 6"),
-        (torch.zeros(2, 3), torch.zeros(2), {"max_iter": 0}, "max_iter must be at least 1, got 0"),
-        (torch.zeros(2, 3), torch.zeros(2), {"max_iter": 1.5}, "max_iter must be an integer, got float"),
-        (torch.zeros(2, 3), torch.zeros(2), {"tol": -1}, "tol must be a finite number of at least 0, got -1"),
-        (torch.zeros(2, 3), torch.zeros(2), {"solver": "magic"}, "solver must be one of native, lpsmap, got 'magic'"),
+        (torch.zeros(2, 3), torch.zeros(3), {}, r"transitions.*\(3,\)"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), {}, "transitions.*int64"),
+        (torch.zeros(2, 3), [0.0, 0.0], {}, "transitions.*list"),
+        (torch.zeros(2, 3), torch.tensor([0.0, torch.nan]), {}, "transitions.*1 of 2"),
+        (torch.zeros(2, 3) / 0, torch.zeros(2), {}, "scores.*6 of 6"),
+        (torch.zeros(2, 3), torch.zeros(2), {"max_iter": 0}, "max_iter.* 0"),
+        (torch.zeros(2, 3), torch.zeros(2), {"max_iter": 1.5}, "max_iter.*float"),
+        (torch.zeros(2, 3), torch.zeros(2), {"tol": -1}, "tol .*-1"),
+        (torch.zeros(2, 3), torch.zeros(2), {"solver": "magic"}, "solver.*'magic'"),
     ],
 )
 def test_refuses(scores, transitions, options, error):
@@ -270,10 +270,10 @@ class OddlyScored:
 @pytest.mark.parametrize(
     ("oracle", "error"),
     [
-        (lambda s: s[:, :2], r"oracle must return structures of the scores' shape \(2, 3\), got \(2, 2\)"),
-        (lambda s: None, "oracle must return structures .* got NoneType"),
-        (lambda s: s + 0.5, "oracle must return structures of zeros and ones"),
-        (OddlyScored(), r"extra_scores must return \(K, B\) = \(1, 2\)"),
+        (lambda s: s[:, :2], r"oracle.*\(2, 3\).*\(2, 2\)"),
+        (lambda s: None, "oracle.*NoneType"),
+        (lambda s: s + 0.5, "oracle.*1\\.5"),
+        (OddlyScored(), r"extra_scores.*\(1, 2\)"),
     ],
 )
 def test_refuses_oracles(oracle, error):

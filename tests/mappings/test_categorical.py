@@ -161,17 +161,17 @@ def test_empty_batch_one_symbol_and_strides(mapping, alpha):
 def test_refuses_scores_that_are_not_finite(mapping, alpha, bad):
     scores = torch.zeros(2, 3)
     scores[1, 2] = bad
-    with pytest.raises(ValueError, match="scores must be finite: 1 of 6 are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"scores.*1 of 6"):
         mapping(scores)
 
 
 @by_mapping
 def test_refuses_other_shapes_and_types(mapping, alpha):
-    with pytest.raises(ValueError, match=r"scores must have shape \(B, V\)"):
+    with pytest.raises(ValueError, match=r"scores.*shape"):
         mapping(torch.zeros(3))
     with pytest.raises(ValueError, match="V >= 1"):
         mapping(torch.zeros(3, 0))
-    with pytest.raises(TypeError, match="scores must be floating point"):
+    with pytest.raises(TypeError, match=r"scores.*int64"):
         mapping(torch.zeros(3, 2).long())
     with pytest.raises(TypeError, match="scores must be a tensor"):
         mapping([[1.0]])
@@ -184,9 +184,9 @@ def test_refuses_alpha_not_above_1(alpha):
 
 
 def test_refuses_alpha_of_another_shape():
-    with pytest.raises(ValueError, match=r"alpha must hold one value or be of shape \(B, 1\)"):
+    with pytest.raises(ValueError, match=r"alpha.*shape"):
         entmax(torch.zeros(2, 3), torch.full((3, 1), 1.5))
-    with pytest.raises(TypeError, match="alpha must be floating point"):
+    with pytest.raises(TypeError, match=r"alpha.*int64"):
         entmax(torch.zeros(2, 3), torch.tensor(2))
 
 

@@ -91,5 +91,5 @@ def test_refuses_an_active_set_with_a_budget():
 
 @pytest.mark.parametrize("options", [{}, {"budget": 1}, {"decomposition": "active_set"}])
 def test_refuses_scores_before_it_is_asked(options):
-    with pytest.raises(ValueError, match="scores must be finite: 2 of 2"):
+    with pytest.raises(ValueError, match=r"scores.*2 of 2"):
         sparsemap_bit_vectors(torch.full((1, 2), torch.nan), **options, solver="lpsmap")

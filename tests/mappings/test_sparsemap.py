@@ -179,12 +179,12 @@ def test_examples_do_not_mix(decomposition):
 @pytest.mark.parametrize(
     ("scores", "options", "error"),
     [
-        (torch.zeros(3), {}, r"scores must have shape \(B, D\) with D >= 1 bits"),
+        (torch.zeros(3), {}, r"scores.*\(3,\)"),
         (torch.zeros(3, 2).long(), {}, "floating point"),
-        (torch.zeros(3, 2), {"budget": -1}, "budget must be at least 0, got -1"),
-        (torch.zeros(3, 2), {"budget": 1.5}, "budget must be None or an integer, got float"),
-        (torch.tensor([[math.nan, 1.0]]), {}, "scores must be finite: 1 of 2"),
-        (torch.tensor([[math.nan, math.inf]]), {"budget": 1}, "scores must be finite: 2 of 2"),
+        (torch.zeros(3, 2), {"budget": -1}, "budget.*-1"),
+        (torch.zeros(3, 2), {"budget": 1.5}, "budget.*float"),
+        (torch.tensor([[math.nan, 1.0]]), {}, "scores.*1 of 2"),
+        (torch.tensor([[math.nan, math.inf]]), {"budget": 1}, "scores.*2 of 2"),
     ],
 )
 def test_refuses(scores, options, error):
@@ -194,9 +194,7 @@ def test_refuses(scores, options, error):
 
 
 def test_refuses_decompositions():
-    with pytest.raises(
-        ValueError, match="decomposition must be one of systematic, threshold, active_set, got 'random'"
-    ):
+    with pytest.raises(ValueError, match=r"decomposition.*'random'"):
         sparsemap_bit_vectors(torch.zeros(1, 2), decomposition="random")
     with pytest.raises(ValueError, match='"threshold" cannot keep a budget: its largest set has all bits'):
         sparsemap_bit_vectors(torch.zeros(1, 2), budget=1, decomposition="threshold")

@@ -281,13 +281,13 @@ def test_examples_do_not_mix():
 @pytest.mark.parametrize(
     ("scores", "k", "error"),
     [
-        (torch.zeros(3), 2, r"scores must have shape \(B, D\) with D >= 1 bits"),
+        (torch.zeros(3), 2, r"scores.*\(3,\)"),
         (torch.zeros(3, 0), 2, "D >= 1 bits"),
         (torch.zeros(3, 2).long(), 2, "floating point"),
-        (torch.zeros(3, 2), 0, "k must be at least 1, got 0"),
-        (torch.zeros(3, 2), 2.0, "k must be an integer, got float"),
-        (torch.tensor([[math.nan, 1.0]]), 2, "scores must be finite: 1 of 2"),
-        (torch.tensor([[-math.inf, math.inf]]), 2, "scores must be finite: 2 of 2"),
+        (torch.zeros(3, 2), 0, "k .* 0"),
+        (torch.zeros(3, 2), 2.0, "k .* float"),
+        (torch.tensor([[math.nan, 1.0]]), 2, "scores.*1 of 2"),
+        (torch.tensor([[-math.inf, math.inf]]), 2, "scores.*2 of 2"),
     ],
 )
 def test_refuses(scores, k, error):

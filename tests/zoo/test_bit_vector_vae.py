@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -136,7 +137,7 @@ class TestLikelihood:
         torch.testing.assert_close(disjoint, exact, atol=0.3, rtol=0)
 
     def test_refuses(self, model):
-        with pytest.raises(ValueError, match="estimate must be one of disjoint, paper, got 'mine'"):
+        with pytest.raises(ValueError, match=r"estimate.*'mine'"):
             log_likelihood(model[0], BitVectors(torch.zeros(6, 8)), 4, "mine")
 
 
@@ -224,17 +225,17 @@ def test_budget_holds():
     ("params", "status", "message"),
     [
         (["--mode=marg"], 2, "invalid choice: 'marg'"),
-        (["--budget=-1"], 2, "argument --budget: expected a whole number of at least 0"),
-        (["--budget=3", "--decomposition=threshold"], 2, "--decomposition threshold cannot keep a --budget"),
-        (["--temperature=0"], 2, "argument --temperature: expected a number above 0"),
-        (["--data=mnist", "--data_root=/dev/null"], 1, "--data_root: cannot read or download MNIST in /dev/null"),
-        (["--evaluate"], 2, "--evaluate needs --load_from_checkpoint"),
+        (["--budget=-1"], 2, "--budget.*'-1'"),
+        (["--budget=3", "--decomposition=threshold"], 2, "--decomposition threshold.*--budget"),
+        (["--temperature=0"], 2, "--temperature.*'0'"),
+        (["--data=mnist", "--data_root=/dev/null"], 1, "--data_root.*MNIST.*/dev/null"),
+        (["--evaluate"], 2, "--evaluate.* --load_from_checkpoint"),
     ],
 )
 def test_refuses(params, status, message, capsys):
     assert run(PROG, main, params) == status
     error = capsys.readouterr().err
-    assert message in error
+    assert re.search(message, error)
     assert error.count("\n") == 1
 
 

@@ -122,14 +122,14 @@ class TestCheckpoints:
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "2.tar", "w", zipfile.ZIP_DEFLATED) as other:
             for entry in archive.infolist():
                 other.writestr(entry.filename, archive.read(entry))
-        with pytest.raises(ValueError, match="it is compressed, which no checkpoint is"):
+        with pytest.raises(ValueError, match="compressed"):
             host.load_checkpoint(tmp_path / "2.tar")
 
     def test_another_content(self, tmp_path):
         path = tmp_path / "1.tar"
         for epoch in ("four", None, 4.5, [4]):
             torch.save(self.checkpoint(epoch), path)
-            with pytest.raises(ValueError, match="it has no number of an epoch, or no weights"):
+            with pytest.raises(ValueError, match=r"epoch.*weights"):
                 host.load_checkpoint(path)
         assert checkpoints.newest(tmp_path) is None
 
@@ -208,7 +208,7 @@ class TestArchives:
         entry = content.rindex(b"PK\x01\x02")  # the size in the directory, which says how much is to be read
         content[entry + 24 : entry + 28] = struct.pack("<I", 2**32 - 2)
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="it declares 4294967294 bytes, but has only"):
+        with pytest.raises(ValueError, match=r"4294967294 bytes"):
             data.load("npz", str(path), "data", False)
 
     def test_constant_data_is_read(self, tmp_path):
@@ -241,7 +241,7 @@ class TestPickles:
         assert whole.count(declared) == 1
         path = tmp_path / "labels.objects"
         path.write_bytes(whole.replace(declared, declared.replace(b"20", b"90").replace(b"\x14", b"\x5a")))
-        with pytest.raises(ValueError, match=r"it has an array of shape \(90,\) with 20 elements"):
+        with pytest.raises(ValueError, match=r"\(90,\).* 20 elements"):
             data._unpickle(path)
 
     def test_ten_bytes_that_take_gigabytes(self, tmp_path):
@@ -256,7 +256,7 @@ class TestPickles:
         """As an array every string takes as much memory as the longest: here 40 GB."""
         path = tmp_path / "labels.objects"
         path.write_bytes(pickle.dumps([*(LABELS * 5000), "a" * 100_000]))
-        with pytest.raises(ValueError, match="it has a string that is far longer than the others"):
+        with pytest.raises(ValueError, match=r"string.*longer"):
             data._unpickle(path)
 
     def test_what_reads_it_stays_as_it_is(self, tmp_path):
@@ -272,7 +272,7 @@ class TestPickles:
             bomb = [bomb] * 10
         path = tmp_path / "labels.objects"
         path.write_bytes(pickle.dumps(bomb))
-        with pytest.raises(ValueError, match="it must hold strings alone, or integers alone"):
+        with pytest.raises(ValueError, match=r"strings.*integers"):
             data._unpickle(path)
 
     def test_fuzz(self, tmp_path, marker):
@@ -311,7 +311,7 @@ class TestHDF5:
 
         with h5py.File(self.path(folder), "w") as file:
             file.create_dataset("data", shape=(self.N, 5 * 10**10), dtype="f8", chunks=(1, 1000))
-        with pytest.raises(ValueError, match="it declares 8000000000000 bytes, but has only 0"):
+        with pytest.raises(ValueError, match=r"8000000000000 bytes.* 0"):
             data._imagenet_part(folder)
 
     @pytest.mark.parametrize("kind", ["external", "virtual", "link"])
@@ -331,7 +331,7 @@ class TestHDF5:
                 layout = h5py.VirtualLayout((self.N, 7), "f8")
                 layout[:] = h5py.VirtualSource(str(secret), "data", (self.N, 7))
                 file.create_virtual_dataset("data", layout)
-        with pytest.raises(ValueError, match="takes its numbers from another file"):
+        with pytest.raises(ValueError, match=r"another file"):
             data._imagenet_part(folder)
 
     @pytest.mark.parametrize("values", [np.array([["a"] * 7] * N, dtype="S1"), np.zeros((N, 7), dtype=complex)])
@@ -372,7 +372,7 @@ class TestTorchvisionsFiles:
             lambda: bit_vector_data.load("mnist", str(tmp_path)),
             lambda: semi_supervised_data.load("mnist", str(tmp_path), None),
         ):
-            with pytest.raises(OSError, match=r"--data_root: MNIST in .* must have 60000 training images, got 30"):
+            with pytest.raises(OSError, match=r"--data_root: MNIST.* 60000.* 30"):
                 load()
 
     def test_fuzz(self, contents, tmp_path):

@@ -502,7 +502,7 @@ class TestCheckpoints:
             raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0")
 
         monkeypatch.setattr(torch, "save", fail)
-        with pytest.raises(OSError, match=r"cannot write a checkpoint to .*: is the disk full"):
+        with pytest.raises(OSError, match=r"checkpoint.*disk"):
             checkpoints.write({}, folder / "final.tar")
         assert (folder / "final.tar").read_bytes() == before
         assert {path.name for path in folder.iterdir()} == {"2.tar", "3.tar", "4.tar", "final.tar"}
@@ -553,7 +553,7 @@ class TestFaults:
             ("gradient", "gs", "the gradient of sender.agent.hidden.weight is not finite"),
             ("scores", "gs", "the scores of an agent are not finite"),
             ("scores", "sfe", "the scores of an agent are not finite"),
-            ("scores", "marg", "scores must be finite: 320 of 320 are NaN or infinite"),
+            ("scores", "marg", "320 of 320"),
         ],
     )
     def test_stops(self, fault, mode, what, capsys):
@@ -647,7 +647,7 @@ def test_scores_that_overflow_float16_are_refused():
     from egg_sparse.mappings import sparsemax
 
     scores = torch.tensor([[1.0, 70_000.0]]).half()
-    with pytest.raises(ValueError, match="scores must be finite: 1 of 2"):
+    with pytest.raises(ValueError, match=r"scores.*1 of 2"):
         sparsemax(scores)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -247,15 +248,15 @@ def test_one_seed_one_result(few_images):
     ("params", "status", "message"),
     [
         (["--mode=sparsemap"], 2, "invalid choice: 'sparsemap'"),
-        (["--mode=gs", "--normalizer=sparsemax"], 2, "--normalizer must be softmax in mode gs, which samples"),
-        (["--n_labeled=5000"], 1, "--n_labeled must be below 1259, the number of training images, got 5000"),
-        (["--warm_start_path=nowhere.tar"], 1, "there is no checkpoint at nowhere.tar"),
-        (["--data=mnist", "--data_root=/dev/null"], 1, "--data_root: cannot read or download MNIST in /dev/null"),
+        (["--mode=gs", "--normalizer=sparsemax"], 2, "--normalizer.*softmax.*gs.*sparsemax"),
+        (["--n_labeled=5000"], 1, "--n_labeled.*1259.*5000"),
+        (["--warm_start_path=nowhere.tar"], 1, "checkpoint.*nowhere.tar"),
+        (["--data=mnist", "--data_root=/dev/null"], 1, "--data_root.*MNIST.*/dev/null"),
     ],
 )
 def test_refuses(params, status, message, capsys):
     assert run(PROG, main, [*params, "--no_cuda"]) == status
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_refuses_a_warm_start_of_other_sizes(few_images, capsys, monkeypatch):

@@ -117,9 +117,9 @@ class TestData:
         assert torch.equal(epochs[1], batches(1, 2)), "epochs count on by themselves"
 
     def test_too_few_concepts_or_images(self):
-        with pytest.raises(ValueError, match="--game_size must be at most 3, the number of concepts among the test"):
+        with pytest.raises(ValueError, match=r"--game_size.* 3.*test"):
             data.GameLoader(labelled([5, 5, 5]), 4, 8, 2, 1, name="test")
-        with pytest.raises(ValueError, match="--game_size must be at most 7, the most training images"):
+        with pytest.raises(ValueError, match=r"--game_size.* 7.*training"):
             data.GameLoader(labelled([5, 7, 5]), 8, 8, 2, 1, same=True)
 
     @pytest.mark.parametrize("same", [False, True])
@@ -156,13 +156,13 @@ class TestData:
     @pytest.mark.parametrize(
         ("arrays", "error"),
         [
-            ({"labels": None}, "it has no array named labels"),
+            ({"labels": None}, "labels"),
             ({"features": np.zeros((200, 6), dtype=object)}, "cannot be read as features and labels"),
-            ({"features": np.zeros(200)}, "features must be numbers of shape"),
-            ({"features": np.zeros((200, 6), dtype="U3")}, "features must be numbers"),
-            ({"features": np.full((200, 6), np.nan)}, "features must be finite"),
-            ({"labels": np.zeros(199, dtype=int)}, "a label for every image, got 199 for 200"),
-            ({"labels": np.zeros(200)}, "labels must be integers or strings"),
+            ({"features": np.zeros(200)}, r"features.*\(200,\)"),
+            ({"features": np.zeros((200, 6), dtype="U3")}, "features.*U3"),
+            ({"features": np.full((200, 6), np.nan)}, "features.*finite"),
+            ({"labels": np.zeros(199, dtype=int)}, "label.*199.*200"),
+            ({"labels": np.zeros(200)}, "labels.*float64"),
             ({"features": np.zeros((5, 6)), "labels": np.arange(5)}, "at least 20 images"),
         ],
     )
@@ -171,7 +171,7 @@ class TestData:
             data.load("npz", self.write_npz(tmp_path / "a.npz", **arrays), "data", False)
 
     def test_npz_missing_or_damaged(self, tmp_path):
-        with pytest.raises(ValueError, match=r"--data npz needs --root, the \.npz file"):
+        with pytest.raises(ValueError, match=r"--data npz.* --root"):
             data.load("npz", None, "data", False)
         with pytest.raises(FileNotFoundError, match="--root: there is no file"):
             data.load("npz", str(tmp_path / "no.npz"), "data", False)
@@ -180,7 +180,7 @@ class TestData:
         whole = path.read_bytes()
         for content in (b"", b"text", whole[:300], whole[: len(whole) // 2]):
             path.write_bytes(content)
-            with pytest.raises(ValueError, match="cannot be read as features and labels"):
+            with pytest.raises(ValueError, match=r"--root.*a\.npz"):
                 data.load("npz", str(path), "data", False)
 
     def write_imagenet(self, root, n=60, labels=None, paths=None, features=None):
@@ -222,7 +222,7 @@ class TestData:
         assert final["mode"] == "final"
 
     def test_imagenet_refused(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="--root: there is no folder"):
+        with pytest.raises(FileNotFoundError, match=r"--root.*folder"):
             data.load("imagenet", str(tmp_path / "no"), "data", False)
         cases = [
             ({"features": np.zeros((3, 7))}, r"must have shape \(60, n_features\)"),
@@ -238,7 +238,7 @@ class TestData:
         self.write_imagenet(root)
         file = root / "train/ours_images_single_sm0.h5"
         file.write_bytes(file.read_bytes()[:500])
-        with pytest.raises(ValueError, match=r"--root: .*ours_images_single_sm0\.h5 cannot be read"):
+        with pytest.raises(ValueError, match=r"--root.*ours_images_single_sm0\.h5"):
             data.load("imagenet", str(root), "data", False)
         file.unlink()
         with pytest.raises(FileNotFoundError, match="there is no file"):
@@ -280,7 +280,7 @@ class TestData:
         assert len(data.load(source, None, str(tmp_path), True).test.counts) == 10
         file = raw / "t10k-images-idx3-ubyte"
         file.write_bytes(file.read_bytes()[:1000])
-        with pytest.raises(OSError, match="--data_root: cannot read or download"):
+        with pytest.raises(OSError, match=r"--data_root"):
             data.load(source, None, str(tmp_path), False)
 
 
@@ -572,7 +572,7 @@ class TestCommand:
             err = capsys.readouterr().err
             assert "Traceback" not in err
             assert err.splitlines()[-1].startswith("egg_sparse.zoo.signal_game: error: ")
-            assert sentence in err.splitlines()[-1]
+            assert re.search(sentence, err.splitlines()[-1])
 
         return run_and_read
 
@@ -633,19 +633,19 @@ class TestCommand:
             (["--mode=margg"], "argument --mode: invalid choice: 'margg'"),
             (["--norm=softmax"], "unrecognized arguments: --norm=softmax"),
             (["--normalizer=0.5"], "argument --normalizer: expected sparsemax, softmax, entmax15 or a number above 1"),
-            (["--game_size=0"], "argument --game_size: expected a whole number of at least 1, got '0'"),
-            (["--tau_s=nan"], "argument --tau_s: expected a number above 0, got 'nan'"),
-            (["--batch_size=0"], "argument --batch_size: expected a whole number of at least 1, got '0'"),
+            (["--game_size=0"], "--game_size.*'0'"),
+            (["--tau_s=nan"], "--tau_s.*'nan'"),
+            (["--batch_size=0"], "--batch_size.*'0'"),
             (
                 ["--random_seed=-1"],
-                "--random_seed: expected a whole number of at least 0 and at most 4294967295, got '-1'",
+                "--random_seed.*'-1'",
             ),
-            (["--update_freq=0"], "argument --update_freq: expected a whole number of at least 1, got '0'"),
-            (["--evaluate", "--load_from_checkpoint"], "--evaluate needs --load_from_checkpoint"),
-            (["--lr=-1"], "argument --lr: expected a number above 0, got '-1'"),
-            (["--optimizer=rmsprop"], "argument --optimizer: invalid choice: 'rmsprop'"),
-            (["--latent_size=3", "--vocab_size=4"], "--latent_size and --vocab_size are the same option, got 3 and 4"),
-            (["--evaluate"], "--evaluate needs --load_from_checkpoint"),
+            (["--update_freq=0"], "--update_freq.*'0'"),
+            (["--evaluate", "--load_from_checkpoint"], "--evaluate.* --load_from_checkpoint"),
+            (["--lr=-1"], "--lr.*'-1'"),
+            (["--optimizer=rmsprop"], "--optimizer.*'rmsprop'"),
+            (["--latent_size=3", "--vocab_size=4"], "--latent_size.* --vocab_size.* 3 .*4"),
+            (["--evaluate"], "--evaluate.* --load_from_checkpoint"),
         ],
     )
     def test_wrong_options(self, refuses, params, sentence):
@@ -653,30 +653,30 @@ class TestCommand:
 
     def test_wrong_inputs(self, refuses, tmp_path):
         (tmp_path / "file").write_text("")
-        refuses("--game_size must be at most 143, the number of concepts", "--game_size=2000")
-        refuses("--root: there is no file", "--data=npz", "--root=no.npz")
-        refuses("--out: cannot write to the run folder file/run", "--out=file/run")
+        refuses("--game_size.* 143.* 2000", "--game_size=2000")
+        refuses("--root.* no.npz", "--data=npz", "--root=no.npz")
+        refuses("--out.* file/run", "--out=file/run")
         (tmp_path / "used").mkdir()
         (tmp_path / "used/opts.json").write_text("{}")
-        refuses("--out: used holds a run already; choose another folder", "--out=used")
-        refuses("there is no checkpoint at no.tar", "--load_from_checkpoint=no.tar")
-        refuses("there is no checkpoint at no.tar", "--evaluate", "--load_from_checkpoint=no.tar")
+        refuses("--out.* used.* run already", "--out=used")
+        refuses("no checkpoint.* no.tar", "--load_from_checkpoint=no.tar")
+        refuses("no checkpoint.* no.tar", "--evaluate", "--load_from_checkpoint=no.tar")
         with zipfile.ZipFile("other.tar", "w") as archive:
             archive.writestr("text", "not a checkpoint")
-        refuses("other.tar cannot be read as a checkpoint", "--load_from_checkpoint=other.tar")
-        refuses("takes the options from opts.json", "--evaluate", "--load_from_checkpoint=other.tar")
+        refuses("other.tar.* checkpoint", "--load_from_checkpoint=other.tar")
+        refuses("opts.json.* other.tar", "--evaluate", "--load_from_checkpoint=other.tar")
 
     def test_checkpoint_of_another_architecture(self, refuses, few_test_games, tmp_path):
         main([*SMALL, "--out=run"])
         refuses(
-            "is of another architecture: sender.agent.hidden.weight is (128, 64) there and (32, 64) here",
+            r"sender.agent.hidden.weight.*\(128, 64\).*\(32, 64\)",
             *SMALL, "--hidden_size=32", "--load_from_checkpoint=run/checkpoints/final.tar",
         )  # fmt: skip
         (tmp_path / "run/opts.json").write_text("[1, 2")
-        refuses("cannot be read as JSON", "--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar")
+        refuses("opts.json.* JSON", "--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar")
         (tmp_path / "run/opts.json").write_text('{"no_such_option": 1}')
         refuses(
-            "unrecognized arguments: --no_such_option=1",
+            "--no_such_option=1",
             "--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", status=2,
         )  # fmt: skip
 
@@ -685,7 +685,7 @@ class TestCommand:
     )
     def test_missing_extras(self, refuses, monkeypatch, tmp_path, module, package):
         monkeypatch.setitem(sys.modules, module, None)
-        refuses(f"this needs {package}: pip install 'egg_sparse[zoo]'")
+        refuses(rf"{package}.*egg_sparse\[zoo\]")
         assert not (tmp_path / "runs").exists(), "found before training"
 
     @pytest.mark.usefixtures("few_test_games")
