@@ -340,6 +340,7 @@ def test_games(accelerator, name):
 
         on_cpu.eval(), on_device.eval()
         with torch.no_grad():
+            on_device(*there)  # the first batch of a mode may be asked whether its losses are coupled
             seeded(7)
             with accelerator.count() as counted:
                 loss, interaction = on_device(*there)
