@@ -15,6 +15,7 @@ from egg_sparse import (
     SparsemaxWrapper,
     SymbolGameMarg,
     TopKSparsemaxWrapper,
+    host,
 )
 from egg_sparse.callbacks import SupportSchedule
 from egg_sparse.support import Constant, FollowLoss, Geometric, OpenEnded, SupportControl
@@ -283,12 +284,12 @@ def test_a_collapse_is_named_once():
         trained(game, 250)
 
 
-def test_a_schedule_over_the_whole_training(core):
-    core.init(params=["--n_epochs=4", "--random_seed=1", "--lr=0.01"])
+def test_a_schedule_over_the_whole_training():
+    host.core.init(params=["--n_epochs=4", "--random_seed=1", "--lr=0.01"])
     game = SymbolGameMarg(SparsemaxWrapper(Agent(5, 40)), Receiver(40, 5), squared_distance)
     data = [(torch.randn(16, 5), torch.zeros(16))] * 10
-    core.Trainer(
-        game, core.build_optimizer(game.parameters()), data, callbacks=[SupportSchedule(game.sender, 9, 2)]
+    host.core.Trainer(
+        game, host.core.build_optimizer(game.parameters()), data, callbacks=[SupportSchedule(game.sender, 9, 2)]
     ).train(4)
     found = game.sender.support
     assert (found.over, found.start, found.end) == (pytest.approx(28), 9, 2)
@@ -296,9 +297,9 @@ def test_a_schedule_over_the_whole_training(core):
     with pytest.raises(TypeError, match=r"sender .*Linear"):
         SupportSchedule(nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"over .*length"):
-        core.Trainer(
+        host.core.Trainer(
             game,
-            core.build_optimizer(game.parameters()),
+            host.core.build_optimizer(game.parameters()),
             (batch for batch in data),
             callbacks=[SupportSchedule(game.sender)],
         ).train(4)
