@@ -51,7 +51,8 @@ class SparseWrapper(ScoringWrapper):
 
     Args:
         agent: called with whatever the wrapper is called with; returns scores.
-        temperature: the scores' divisor; with support control the least one. None for 1.
+        temperature: the scores' divisor; with support control the first one. None for 1, or for support control to
+            find it.
         support: the least mean support, see :attr:`support`; "auto" for
             :class:`egg_sparse.support.FollowLoss` if no temperature is given, and for a fixed temperature if one is.
     """
