@@ -41,7 +41,7 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
     weights = rest.detach().to(torch.promote_types(rest.dtype, torch.float32))
     remaining = weights.sum(0)
     drawn = torch.multinomial(torch.where(remaining > 0, weights, 1.0).t(), 1).t()
-    of_sample = rest.gather(0, drawn)
+    of_sample = rest.t().gather(1, drawn.t()).t()  # on torch 2.4 the gradient along axis 0 is wrong
     probs = torch.cat((kept, remaining[None].to(kept.dtype)))
     rows = torch.arange(max_support, device=drawn.device)[:, None].expand(-1, drawn.shape[1])
     index = torch.cat((rows, drawn + max_support)) * (probs > 0)  # padded rows repeat the first
