@@ -125,9 +125,11 @@ class SparseWrapper(ScoringWrapper):
         return f"temperature={float(self.temperature):.4}" if self.control is None else "temperature=controlled"
 
     def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
+        """The distribution of scores that are divided by the temperature already."""
         raise NotImplementedError
 
     def _largest_support(self, scores: torch.Tensor) -> int:
+        """The largest support that a distribution of such scores can have."""
         raise NotImplementedError
 
     def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
@@ -136,7 +138,9 @@ class SparseWrapper(ScoringWrapper):
             raise TypeError(f"the wrapped agent must return a tensor of scores, got {type(scores).__name__}")
         control = self.control
         learns = control is not None and self.training and torch.is_grad_enabled() and scores.dim() == 2 and len(scores)
-        if control is None or not scores.is_floating_point():  # of the latter the mapping says what is wrong
+        if not scores.is_floating_point():  # of which the mapping says what is wrong
+            return self._mapped(scores)
+        if control is None:
             return self._mapped(scores if self._temperature == 1 else scores / self._temperature)
         if learns and not control.is_calibrated:
             plain = scores.detach()

@@ -709,8 +709,12 @@ class TestCoupledLosses:
         assert game.receiver.norm.training
 
 
-class TestWhatCannotBeTold(TestCoupledLosses):
+class TestWhatCannotBeTold:
     """Found out later, or not at all, but never taken for known; and other ways to be wrong about it."""
+
+    Reader, game = TestCoupledLosses.Reader, TestCoupledLosses.game
+    among_the_batch = staticmethod(TestCoupledLosses.among_the_batch)
+    shifted_by_the_batch = staticmethod(TestCoupledLosses.shifted_by_the_batch)
 
     def coupled_after(self, first):
         calls = []
@@ -783,11 +787,8 @@ class TestWhatCannotBeTold(TestCoupledLosses):
             def forward(self, message, receiver_input=None, aux_input=None):
                 return F.one_hot(message, 6)[:, :4].double() + self.read(receiver_input) / self.scale
 
-        class Game(SymbolGameMarg):
-            pass
-
         sender = fixed_sender(Sender(4, 6, 0), "entmax15")
-        game = Game(sender, Scaling(), self.shifted_by_the_batch, strategy=strategy).double()
+        game = SymbolGameMarg(sender, Scaling(), self.shifted_by_the_batch, strategy=strategy).double()
         images = batch_of(8, 0)[0]
         loss, _ = game(images, None, images[:, 0])
         loss.backward()

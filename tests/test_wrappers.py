@@ -110,6 +110,9 @@ def test_refuses_what_agents_should_not_return():
         SparsemaxWrapper(nn.Identity())(torch.tensor([[float("nan")] * 3, [0.0] * 3]))
     with pytest.raises(ValueError, match=r"scores.*\(2, 3, 4\)"):
         SparsemaxWrapper(nn.Identity())(torch.zeros(2, 3, 4))
+    for options in ({}, {"temperature": 2.0}):
+        with pytest.raises(TypeError, match=r"scores.*int64"):
+            SparsemaxWrapper(nn.Identity(), **options)(torch.zeros(2, 3, dtype=torch.long))
     wrapper = SparsemaxWrapper(nn.Identity(), support=None)
     with pytest.raises(ValueError, match=r"temperature .*-1"):
         wrapper.temperature = -1

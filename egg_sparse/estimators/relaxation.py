@@ -77,7 +77,7 @@ class SymbolGameRelaxed(OneMessageGame):
         sender: a :class:`RelaxedWrapper`.
         receiver: reads relaxed messages: one-hot rows of symbols, or bits.
         loss: as in :class:`egg_sparse.SymbolGameMarg`.
-        sender_entropy_coeff: of the sender's entropy in nats, which is subtracted.
+        sender_entropy_coeff: the coefficient of the sender's entropy in nats, which is subtracted.
         evaluation: what is played in evaluation mode: "greedy", the most probable message, or "sampled", a discrete
             one that is drawn.
         train_logging_strategy, test_logging_strategy: EGG's LoggingStrategy; everything is kept if None.

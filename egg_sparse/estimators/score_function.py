@@ -60,7 +60,7 @@ class SymbolGameScoreFunction(OneMessageGame):
             of the example's other samples (RLOO), for ``n_samples`` of at least 2; or a module that is given the
             sender's input and returns ``(B,)`` (NVIL): its squared error is added to the loss.
         n_samples: messages per example and step.
-        sender_entropy_coeff: of the sender's exact entropy in nats, which is subtracted.
+        sender_entropy_coeff: the coefficient of the sender's exact entropy in nats, which is subtracted.
         receiver_entropy_coeff: the same for a receiver that acts, wrapped by EGG's ReinforceWrapper.
         strategy, chunk_size, receiver_acts, train_logging_strategy, test_logging_strategy: as in SymbolGameMarg.
         evaluation: what is played in evaluation mode: "greedy", the most probable message, or "sampled", one that is

@@ -20,7 +20,7 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
     """The terms to play: ``max_support`` rows of the distribution, and one with a sample of the others.
 
     Args:
-        distribution: with more than ``max_support`` rows.
+        distribution: the distribution, of more than ``max_support`` rows, not resampled.
         max_support: rows that are kept as they are.
 
     Returns:
@@ -59,9 +59,9 @@ def score_of_sample(terms: SparseDistribution, log_prob: torch.Tensor, losses: t
     sample, and is taken off all terms, so that it changes the gradient by :math:`b \nabla \sum_m p(m) = 0`.
 
     Args:
-        terms: from :func:`sum_and_sample`.
-        log_prob: of the sample, likewise.
-        losses: of its rows, ``(max_support + 1, B)``.
+        terms: the terms that :func:`sum_and_sample` returned.
+        log_prob: the log-probability of the sample, returned with them.
+        losses: the losses of the terms, ``(max_support + 1, B)``.
     """
     exact, remaining = terms.probs[:-1], terms.probs[-1]
     known = torch.where(exact > 0, losses[:-1], 0).detach()

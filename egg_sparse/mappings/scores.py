@@ -20,7 +20,7 @@ def check_scores(scores: torch.Tensor, columns: str, name: str = "scores") -> No
     Args:
         scores: what to check.
         columns: what there is one score for, with its letter: "V symbols".
-        name: of the argument.
+        name: the name of the argument.
     """
     if not isinstance(scores, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(scores).__name__}")
