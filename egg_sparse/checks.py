@@ -63,8 +63,14 @@ def check_loss(loss: Any, size: int) -> None:
             '(for the losses of torch.nn.functional, give reduction="none")'
         )
     if loss.shape != (size,):
+        views = (
+            ": of several views of an example, as NTXent has, return the mean, and take negatives from the inputs, not "
+            "from messages"
+        )
+        several = loss.dim() == 1 and len(loss) > size and len(loss) % size == 0
         raise ValueError(
             f"the loss must return one value per example, of shape ({size},), but returned shape {tuple(loss.shape)}"
+            f"{views * several}"
         )
 
 

@@ -9,6 +9,11 @@ import torch
 from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
+_REMEDY = (
+    "a sender in a wrapper of egg_sparse needs SymbolGameMarg, or in a population CommunicationMarg, in place of EGG's "
+    "game; in evaluation mode it returns what EGG's wrappers return"
+)
+
 
 class SparseDistribution(Distribution):
     r"""A batch of distributions over messages, stored as their supports.
@@ -120,6 +125,21 @@ class SparseDistribution(Distribution):
         support = torch.cat((examples[:, None].double(), support), 1)
         if len(torch.unique(support, dim=0)) < len(support):
             raise ValueError("messages must differ within a column: the probabilities of equal ones belong in one row")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        raise TypeError(f"torch's {name} takes tensors, but was given a SparseDistribution: {_REMEDY}")
+
+    def __getattr__(self, name: str) -> Any:
+        remedy = f": {_REMEDY}" if hasattr(torch.Tensor, name) else ""
+        raise AttributeError(f"SparseDistribution has no attribute {name!r}{remedy}")
+
+    def __iter__(self) -> Any:
+        raise TypeError(f"a SparseDistribution is not a tuple of message, log-probability and entropy: {_REMEDY}")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(f"a SparseDistribution cannot be indexed, as a tensor or a tuple can: {_REMEDY}")
 
     def __repr__(self) -> str:
         rows, batch = self.probs.shape

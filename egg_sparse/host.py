@@ -24,6 +24,19 @@ _HOW_TO_GET_EGG = "pip install git+https://github.com/facebookresearch/EGG.git"
 _NEEDED = ("Trainer", "Interaction", "LoggingStrategy", "SymbolGameReinforce", "GumbelSoftmaxWrapper", "init")
 _ACTING = ("ReinforceWrapper", "ReinforceDeterministicWrapper", "RnnReceiverReinforce", "RnnReceiverDeterministic")
 
+_OF_SEVERAL_SYMBOLS = (
+    "SenderReceiverRnnReinforce",
+    "SenderReceiverRnnGS",
+    "CommunicationRnnReinforce",
+    "RnnSenderReinforce",
+    "RnnSenderGS",
+    "RnnReceiverReinforce",
+    "RnnReceiverDeterministic",
+    "RnnReceiverGS",
+    "TransformerSenderReinforce",
+    "TransformerReceiverDeterministic",
+)
+
 _resolved: dict[str, Any] = {}
 
 
@@ -134,6 +147,29 @@ def is_acting(receiver: Any) -> bool:
         else:
             receiver = getattr(receiver, "_orig_mod", None)
     return receiver is not None
+
+
+def without_deterministic_wrapper(receiver: Any) -> Any:
+    """The receiver in a ``ReinforceDeterministicWrapper``, or the receiver itself."""
+    return getattr(receiver, "agent", receiver) if is_deterministic_wrapper(receiver) else receiver
+
+
+def is_deterministic_wrapper(receiver: Any) -> bool:
+    """Whether a receiver is in EGG's ``ReinforceDeterministicWrapper``."""
+    return isinstance(receiver, tuple(classes("ReinforceDeterministicWrapper")))
+
+
+def refuse_several_symbols(module: Any) -> None:
+    """Raises TypeError if a game or an agent, wrapped or not, is one of EGG's for messages of several symbols."""
+    while module is not None:
+        for cls in type(module).__mro__:
+            if cls.__name__ in _OF_SEVERAL_SYMBOLS and cls.__module__.startswith(("egg.core", "egg_sparse.standin")):
+                raise TypeError(
+                    f"{cls.__name__} is for messages of several symbols, which cannot be marginalized: egg_sparse sums "
+                    "over messages of one symbol (SparsemaxWrapper around an agent that returns scores (B, V)), or "
+                    "over bit-vectors"
+                )
+        module = getattr(module, "agent", None)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:
