@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from egg_sparse import checks
+from egg_sparse import checks, host
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.sum_and_sample import score_of_sample, sum_and_sample
 from egg_sparse.mappings.resampling import resample
 from egg_sparse.one_message_game import ByIdentity, OneMessageGame, Option, check_count, of_first_row, one_of, reported
 from egg_sparse.strategies import Round
+from egg_sparse.wrappers import asking_for_distributions
 
 #: The largest support that is summed exactly in training, by default: the vocabulary of the paper's signal game.
 MAX_SUPPORT = 256
@@ -90,12 +91,17 @@ class _Marginalization(OneMessageGame):
         receiver_input: Any,
         aux_input: Any,
     ) -> tuple[torch.Tensor, Any]:
-        distribution = sender(sender_input, aux_input)
+        host.refuse_several_symbols(sender)
+        with asking_for_distributions():
+            distribution = sender(sender_input, aux_input)
         if not isinstance(distribution, SparseDistribution):
             raise TypeError(
                 "the sender must return a SparseDistribution: wrap the agent with SparsemaxWrapper; "
                 f"it returned {type(distribution).__name__}"
             )
+        host.refuse_several_symbols(receiver)
+        if self.receiver_acts is None and not self.receiver_entropy_coeff:
+            receiver = host.without_deterministic_wrapper(receiver)
         game_round = self._round(distribution, receiver, loss, sender_input, labels, receiver_input, aux_input)
         greedy = not self.training and self.evaluation == "greedy"
         over = self.training and self.max_support is not None and len(distribution.probs) > self.max_support
@@ -134,9 +140,10 @@ class _Marginalization(OneMessageGame):
             aux["receiver_entropy"] = receiver_entropy
         aux["sender_entropy"] = sender_entropy
         aux["support"] = distribution.support_size.to(losses.dtype)
-        aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
+        if not greedy:
+            aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
         aux["exact"] = (distribution.support_size <= (self.max_support or math.inf)).to(losses.dtype)
-        return optimized_loss, self._interaction(terms.mode, game_round, played, reported(played, expect), aux)
+        return optimized_loss, self._interaction(terms.mode, game_round, played, losses, reported(played, expect), aux)
 
     def _watch_support(self, sender: Callable, distribution: SparseDistribution, losses: torch.Tensor) -> None:
         """Warns once if a sender's mean support stays at a single message while the loss still moves."""
@@ -260,10 +267,11 @@ class SymbolGameMarg(_Marginalization):
             ``normalizer="softmax"`` in the sender's wrapper this is the estimator of Liu et al. (AISTATS 2019).
 
     The Interaction carries the most probable message and the receiver's output for it, a message_length
-    of 1, and in ``aux``, per example: the expectation of what the loss reported; ``sender_entropy`` in nats;
-    ``support``, the number of messages of non-zero probability; ``decoder_calls``, how many messages the
-    receiver was given for the example (with vmap and loop the largest support in the batch); ``exact``, 1 where
-    the support is within ``max_support``, else 0.
+    of 1 (of D for bit-vectors), and in ``aux``, per example: the expectation of what the loss reported;
+    ``task_loss``, the expectation of the loss itself, to which the game's own loss adds the entropies;
+    ``sender_entropy`` in nats; ``support``, the number of messages of non-zero probability; ``decoder_calls``, how
+    many messages the receiver was given for the example (with vmap and loop the largest support in the batch),
+    unless only the most probable one was played; ``exact``, 1 where the support is within ``max_support``, else 0.
 
     Raises:
         TypeError, ValueError: an option is none of the above; a sender that is not wrapped; an empty
@@ -287,7 +295,7 @@ class SymbolGameMarg(_Marginalization):
         >>> game = SymbolGameMarg(SparsemaxWrapper(Sender(5, 100)), Receiver(), loss)
         >>> loss, interaction = game(torch.randn(8, 5), None)
         >>> interaction.message.shape, sorted(interaction.aux)
-        (torch.Size([8]), ['decoder_calls', 'exact', 'sender_entropy', 'support'])
+        (torch.Size([8]), ['decoder_calls', 'exact', 'sender_entropy', 'support', 'task_loss'])
 
     Source: Correia et al. (NeurIPS 2020), section 3.
     """
@@ -327,8 +335,13 @@ class SymbolGameMarg(_Marginalization):
         self.loss = loss
 
     def forward(
-        self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
+        self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None, *others: Any
     ) -> tuple[torch.Tensor, Any]:
+        if others or isinstance(sender_input, nn.Module):
+            raise TypeError(
+                "SymbolGameMarg has agents of its own, but was given others, as a PopulationGame gives them to its "
+                "mechanics: give the PopulationGame a CommunicationMarg"
+            )
         return self._communicate(self.sender, self.receiver, self.loss, sender_input, labels, receiver_input, aux_input)
 
 

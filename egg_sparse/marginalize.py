@@ -14,17 +14,6 @@ from egg_sparse.games import CommunicationMarg, SymbolGameMarg
 from egg_sparse.snapshot import Snapshot
 from egg_sparse.wrappers import ScoringWrapper, SparsemaxWrapper
 
-_SEVERAL_SYMBOLS = (
-    "SenderReceiverRnnReinforce",
-    "SenderReceiverRnnGS",
-    "SenderReceiverTransformerReinforce",
-    "CommunicationRnnReinforce",
-    "RnnSenderReinforce",
-    "RnnSenderGS",
-    "TransformerSenderReinforce",
-    "TransformerSenderGS",
-)
-
 
 def marginalize(game: Any, **options: Any) -> Any:
     """The same game with the exact expectation over messages in place of EGG's estimator.
@@ -69,20 +58,20 @@ def marginalize(game: Any, **options: Any) -> Any:
             of_game.setdefault("receiver_acts", True)
         converted: Any = SymbolGameMarg(
             _sender(game.sender, of_wrapper),
-            _receiver(receiver),
+            game.receiver,
             game.loss,
             **{**_taken_over(game), **of_game},
         )
     elif _is(game, "PopulationGame"):
         if isinstance(game.game, CommunicationMarg):
             raise TypeError("game is a population with a CommunicationMarg already: it needs no conversion")
-        _refuse_several_symbols(game.game)
+        host.refuse_several_symbols(game.game)
         converted = copy.copy(game)
         converted._modules = dict(game._modules)
         converted.agents_loss_sampler = _sampler(game.agents_loss_sampler, of_wrapper)
         converted.game = CommunicationMarg(**{**_taken_over(game.game), **of_game})
     else:
-        _refuse_several_symbols(game)
+        host.refuse_several_symbols(game)
         if isinstance(game, (SymbolGameMarg, CommunicationMarg)):
             raise TypeError(f"game is a {type(game).__name__} already: it needs no conversion")
         raise TypeError(
@@ -96,14 +85,6 @@ def _is(module: Any, *names: str) -> bool:
     """Whether a module is of one of these classes of EGG's, or of the stand-in's."""
     classes = tuple(cls for name in names for cls in host.classes(name))
     return isinstance(module, classes)
-
-
-def _refuse_several_symbols(module: Any) -> None:
-    if _is(module, *_SEVERAL_SYMBOLS):
-        raise TypeError(
-            f"{type(module).__name__} is for messages of several symbols, which cannot be marginalized: "
-            "egg_sparse sums over messages of one symbol, or over bit-vectors"
-        )
 
 
 def _sorted_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -141,15 +122,11 @@ def _sender(sender: Any, options: dict[str, Any]) -> nn.Module:
             f"the sender is a {type(sender).__name__} already: give it to SymbolGameMarg, not to an EGG game that "
             "is then converted"
         )
-    _refuse_several_symbols(sender)
+    host.refuse_several_symbols(sender)
     raise TypeError(
         "the sender must be a ReinforceWrapper or a GumbelSoftmaxWrapper around an agent that scores symbols, got "
         f"{type(sender).__name__}: wrap its agent with SparsemaxWrapper, and give it to SymbolGameMarg"
     )
-
-
-def _receiver(receiver: Any) -> nn.Module:
-    return receiver.agent if _is(receiver, "ReinforceDeterministicWrapper") else receiver
 
 
 def _sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:
@@ -167,7 +144,6 @@ def _sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:
         _modules=dict(sampler._modules),
     )
     converted.senders = nn.ModuleList(_sender(sender, options) for sender in sampler.senders)
-    converted.receivers = nn.ModuleList(_receiver(receiver) for receiver in sampler.receivers)
     if hasattr(converted, "reset_order"):
         converted.reset_order()
     before.restore()

@@ -218,6 +218,7 @@ class OneMessageGame(nn.Module):
         message: torch.Tensor,
         game_round: strategies.Round,
         played: strategies.Played,
+        losses: torch.Tensor,
         of_loss: dict[str, torch.Tensor],
         of_game: dict[str, torch.Tensor],
     ) -> Any:
@@ -227,9 +228,12 @@ class OneMessageGame(nn.Module):
             message: the most probable, or the sampled, message of every example.
             game_round: the batch.
             played: what came of it.
+            losses: the loss of every example, without entropies.
             of_loss: the metrics that the loss reported.
             of_game: the metrics that the game adds.
         """
+        of_game = {"task_loss": losses, **of_game}
+        is_vector = message.dim() > 1 and game_round.vocab_size is None
         for name in of_loss:
             if name in of_game:
                 raise ValueError(f"the loss must not report {name!r}, which the game reports itself: rename it")
@@ -240,7 +244,7 @@ class OneMessageGame(nn.Module):
             aux_input=game_round.aux_input,
             message=message.detach(),
             receiver_output=None if played.receiver_output is None else played.receiver_output.detach(),
-            message_length=torch.ones(len(message), device=message.device),
+            message_length=torch.full((len(message),), message.shape[1] if is_vector else 1.0, device=message.device),
             aux={name: value.detach() for name, value in {**of_loss, **of_game}.items()},
         )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,6 +24,18 @@ _NORMALIZERS = {
     "entmax15": categorical.entmax15,
 }
 _SMALLEST_LEARNED_ALPHA = 1.01
+
+_distributions_are_asked_for = ContextVar("distributions_are_asked_for", default=False)
+
+
+@contextmanager
+def asking_for_distributions() -> Iterator[None]:
+    """Within it, wrapped agents return their distribution in evaluation mode too, also inside other modules."""
+    token = _distributions_are_asked_for.set(True)
+    try:
+        yield
+    finally:
+        _distributions_are_asked_for.reset(token)
 
 
 class ScoringWrapper(nn.Module):
@@ -46,6 +61,12 @@ class ScoringWrapper(nn.Module):
 
 class SparseWrapper(ScoringWrapper):
     """What the wrappers that send a SparseDistribution share: a temperature that is fixed, or that keeps a support.
+
+    In training mode a call returns the distribution. In evaluation mode it returns what EGG's wrapper of the same
+    message format returns then, for callbacks and scripts that call ``game.sender``: of symbol ids the triple
+    (most probable symbol, its log-probability, entropy in nats), as ReinforceWrapper does; of one-hot symbols and
+    bit-vectors the most probable message alone, as GumbelSoftmaxWrapper does. :meth:`distribution` returns the
+    distribution in both modes.
 
     A subclass implements :meth:`_mapped` and :meth:`_largest_support`.
 
@@ -132,7 +153,30 @@ class SparseWrapper(ScoringWrapper):
         """The largest support that a distribution of such scores can have."""
         raise NotImplementedError
 
-    def forward(self, *args: Any, **kwargs: Any) -> SparseDistribution:
+    def distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
+        """The distribution over messages, in training and in evaluation mode; called as the agent is.
+
+        Example:
+            >>> sender = SparsemaxWrapper(nn.Linear(10, 100)).eval()
+            >>> type(sender(torch.randn(4, 10))).__name__, sender.distribution(torch.randn(4, 10)).mode.shape
+            ('tuple', torch.Size([4]))
+        """
+        with asking_for_distributions():
+            return self(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        distribution = self._distribution(*args, **kwargs)
+        if self.training or _distributions_are_asked_for.get():
+            return distribution
+        return self._greedy(distribution)
+
+    def _greedy(self, distribution: SparseDistribution) -> Any:
+        """The most probable messages, as EGG's wrapper of the same message format returns them."""
+        if distribution.event_shape:
+            return distribution.mode
+        return distribution.mode, distribution.probs[0].log(), distribution.entropy()
+
+    def _distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
         scores = self.agent(*args, **kwargs)
         if not isinstance(scores, torch.Tensor):
             raise TypeError(f"the wrapped agent must return a tensor of scores, got {type(scores).__name__}")
@@ -157,7 +201,8 @@ class SparsemaxWrapper(SparseWrapper):
 
     The wrapped agent is the sender of :class:`egg_sparse.SymbolGameMarg`. It takes the place of EGG's
     ``ReinforceWrapper`` or ``GumbelSoftmaxWrapper`` around the same agent: nothing is sampled, the
-    message is the distribution ``normalizer(scores / temperature)`` itself.
+    message is the distribution ``normalizer(scores / temperature)`` itself. In evaluation mode a call
+    returns what those wrappers return then, and :meth:`distribution` the distribution.
 
     The agent may return log-probabilities, as EGG's agents do, or plain scores. Every normalizer is
     invariant to adding a constant to all scores of an example, so a log_softmax at the agent's end

@@ -212,12 +212,12 @@ def test_greedy_evaluation_plays_the_mode_and_expected_the_sum():
     training_loss, _ = game(images, labels, candidates)
     game.eval()
     loss, interaction = game(images, labels, candidates)
-    mode = game.sender(images, None).mode
+    mode = game.sender.distribution(images, None).mode
     output = game.receiver(mode, candidates)
     torch.testing.assert_close(loss, F.nll_loss(output, labels))
     assert torch.equal(interaction.message, mode)
     torch.testing.assert_close(interaction.receiver_output, output.detach())
-    assert interaction.aux["decoder_calls"].tolist() == [1.0] * 5
+    assert "decoder_calls" not in interaction.aux
     assert torch.equal(interaction.message_length, torch.ones(5))
     game.evaluation = "expected"
     torch.testing.assert_close(game(images, labels, candidates)[0], training_loss)
@@ -966,7 +966,7 @@ class TestMetrics:
         with pytest.raises(ValueError, match=r"gather .* odd"):
             game(*batch_of(5, 0))
 
-    @pytest.mark.parametrize("name", ["support", "sender_entropy", "decoder_calls"])
+    @pytest.mark.parametrize("name", ["support", "sender_entropy", "decoder_calls", "task_loss"])
     def test_names_of_the_game_are_refused(self, name):
         game = game_of("sparsemax", "auto", "index", 17, 0)
         game.loss = self.reporting(**{name: lambda output, labels: labels})
@@ -1049,8 +1049,39 @@ def test_population_game(core):
     found = sorted(game(*batch)[0].item() for _ in range(4))
     wanted = sorted(SymbolGameMarg(s, r, nll, 0.1)(*batch)[0].item() for s in senders for r in receivers)
     assert found == pytest.approx(wanted)
-    game.eval()
-    assert game(*batch)[1].aux["decoder_calls"].tolist() == [1.0] * 5
+    interaction = game.eval()(*batch)[1]
+    modes = torch.stack([sender.distribution(batch[0], None).mode for sender in senders])
+    assert (modes == interaction.message).all(1).any()
+    assert "decoder_calls" not in interaction.aux
+
+
+def test_agents_of_its_own_are_not_those_of_a_population(core):
+    sender, receiver = fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, one_hot=False)
+    game = SymbolGameMarg(sender, receiver, nll)
+    population = core.PopulationGame(game, core.FullSweepAgentSampler([sender], [receiver], [nll]))
+    for arguments in (batch_of(5, 1), batch_of(5, 1)[:1]):
+        with pytest.raises(TypeError, match=r"CommunicationMarg"):
+            population(*arguments)
+
+
+@pytest.mark.parametrize("evaluation", ["greedy", "expected"])
+def test_the_task_loss_is_reported_without_entropies(evaluation):
+    game = game_of("sparsemax", "auto", "index", 17, 1, evaluation=evaluation)
+    batch = batch_of(5, 1)
+    for mode in (True, False):
+        game.train(mode).sender_entropy_coeff = 0.3
+        loss, interaction = game(*batch)
+        game.sender_entropy_coeff = 0.0
+        wanted, _ = game(*batch)
+        torch.testing.assert_close(interaction.aux["task_loss"].mean(), wanted.detach())
+        assert not torch.isclose(loss, wanted)
+
+
+def test_a_loss_of_several_views_per_example_is_refused():
+    game = game_of("sparsemax", "auto", "index", 17, 0)
+    game.loss = lambda *arguments: (torch.zeros(10), {})
+    with pytest.raises(ValueError, match=r"\(5,\).*\(10,\).*views"):
+        game(*batch_of(5, 0))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])

@@ -1,6 +1,7 @@
 """EGG's games, converted: the same agents, the exact loss, and a sentence for what cannot be converted."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_exact_and_shared(core, build):
     assert isinstance(converted, SymbolGameMarg)
     assert converted.sender.message_format == ("index" if build is reinforced else "one_hot")
     receiver = game.receiver.agent if build is reinforced else game.receiver
-    assert converted.receiver is receiver
+    assert converted.receiver is game.receiver
     loss, interaction = converted(X, LABELS)
     torch.testing.assert_close(loss, expected_loss(game.sender.agent, receiver))
     assert "receiver_entropy" not in interaction.aux
@@ -85,9 +86,10 @@ def test_trains_with_an_optimizer_built_before_or_after(core, build, when):
     if when == "after":
         optimizer = torch.optim.Adam(converted.parameters(), lr=0.05)
     core.init(params=["--n_epochs=30", "--random_seed=1"])
-    first = float(expected_loss(converted.sender.agent, converted.receiver).detach())
+    receiver = game.receiver.agent if build is reinforced else game.receiver
+    first = float(expected_loss(converted.sender.agent, receiver).detach())
     core.Trainer(converted, optimizer, [(X, LABELS)] * 5).train(30)
-    assert float(expected_loss(game.sender.agent, converted.receiver).detach()) < first / 2
+    assert float(expected_loss(game.sender.agent, receiver).detach()) < first / 2
 
 
 def test_takes_over_what_the_game_was_given(core):
@@ -200,6 +202,58 @@ class TestMistakes:
         ):
             with pytest.raises(TypeError, match=r"several symbols"):
                 marginalize(game)
+
+
+@pytest.mark.parametrize("build", [reinforced, relaxed])
+def test_agents_are_called_as_those_of_eggs_game_are(core, build):
+    """As EGG's language_bottleneck callbacks do: with the first of what a REINFORCE game's agents return."""
+    game = build(core).eval()
+    converted = marginalize(game)
+    answers = []
+    for played in (game, converted):
+        message = played.sender(X, None)
+        message = message[0] if build is reinforced else message
+        output = played.receiver(message, None, None)
+        answers.append((message, output[0] if build is reinforced else output))
+    for theirs, ours in zip(*answers, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("build", [reinforced, relaxed])
+def test_weights_of_the_same_names(core, build):
+    game = build(core)
+    converted = marginalize(game)
+    missing, unexpected = converted.load_state_dict(game.state_dict(), strict=False)
+    assert all(name.startswith("sender.control.") for name in missing)
+    assert not unexpected
+
+
+def test_eggs_evaluation_of_interventions(egg, capsys, monkeypatch):
+    """EGG's CallbackEvaluator of the guessing game calls the agents of the game, and reads ``acc``."""
+    intervention = pytest.importorskip("egg.zoo.language_bottleneck.intervention")
+    # the original expects a ValueError of item(), where PyTorch raises a RuntimeError today
+    monkeypatch.setattr(intervention, "_hashable_tensor", lambda t: str(t.tolist()) if torch.is_tensor(t) else t)
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        right = (receiver_output.argmax(1) == labels).float()
+        return F.nll_loss(receiver_output, labels, reduction="none"), {"acc": right}
+
+    egg.init(params=["--n_epochs=1", "--random_seed=1"])
+    for is_gs, build in ((False, reinforced), (True, relaxed)):
+        game = build(egg)
+        game.loss = loss
+        converted = marginalize(game)
+        evaluator = intervention.CallbackEvaluator([(X, LABELS)], "cpu", is_gs, loss, var_length=False)
+        egg.Trainer(converted, torch.optim.Adam(game.parameters()), [(X, LABELS)], callbacks=[evaluator]).train(1)
+        printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+        symbols = game.sender.agent(X).argmax(1)
+        majority = sum(int(torch.bincount(LABELS[symbols == symbol]).max()) for symbol in symbols.unique()) / len(X)
+        assert printed["validation"]["majority_acc"] == pytest.approx(majority)
+        # messages are permuted at random, so that the receiver has to name a label for each
+        receiver = game.receiver if is_gs else game.receiver.agent
+        named = receiver(symbols).argmax(1)
+        most = sum(min(int((named == label).sum()), int((label == LABELS).sum())) for label in range(4)) / len(X)
+        assert printed["intervention_message"]["mean_acc"] <= most + 1e-6
 
 
 def test_deepcopy(core):

@@ -111,7 +111,7 @@ def test_begins_with_many_messages_whatever_the_scale(name, scale):
             parameter.mul_(scale)
     wrapper = WRAPPERS[name](agent)
     wrapper(torch.randn(64, 5))
-    size = wrapper.eval()(torch.randn(64, 5)).support_size.float().mean()
+    size = wrapper.eval().distribution(torch.randn(64, 5)).support_size.float().mean()
     wanted = min(64, 0.9 * LARGEST.get(name, 40))
     assert 0.6 * wanted < size < 1.3 * wanted
 

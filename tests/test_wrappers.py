@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from egg_sparse import SparseMAPBitVectorWrapper, SparsemaxWrapper, SymbolGameMarg, TopKSparsemaxWrapper, host
+from egg_sparse import (
+    SparseDistribution,
+    SparseMAPBitVectorWrapper,
+    SparsemaxWrapper,
+    SymbolGameMarg,
+    TopKSparsemaxWrapper,
+    host,
+)
 
 
 class Agent(nn.Linear):
@@ -46,6 +53,100 @@ def test_one_hot_messages():
     assert torch.equal(vectors.messages.argmax(-1), symbols.messages)
     assert torch.equal(vectors.messages.sum(-1), torch.ones_like(vectors.probs))
     torch.testing.assert_close(vectors.mean, dense(symbols))
+
+
+def test_in_evaluation_a_call_returns_what_eggs_wrappers_return(core):
+    agent, x = Agent(5, 12), torch.randn(8, 5)
+    symbols = SparsemaxWrapper(agent).eval()
+    message, log_prob, entropy = symbols(x, None)
+    theirs = core.ReinforceWrapper(agent).eval()(x, None)
+    assert torch.equal(message, theirs[0])
+    distribution = symbols.distribution(x, None)
+    torch.testing.assert_close(log_prob, distribution.log_prob(message))
+    torch.testing.assert_close(entropy, distribution.entropy())
+    assert [part.shape for part in theirs] == [message.shape, log_prob.shape, entropy.shape]
+    one_hot = SparsemaxWrapper(agent, message_format="one_hot").eval()
+    assert torch.equal(one_hot(x, None), core.GumbelSoftmaxWrapper(agent).eval()(x, None))
+    bits = SparseMAPBitVectorWrapper(Agent(5, 6)).eval()
+    assert torch.equal(bits(x), bits.distribution(x).mode)
+    assert isinstance(symbols.train()(x), SparseDistribution)
+
+
+def test_games_get_the_distribution_of_a_sender_in_a_module_of_the_users(core):
+    class Outer(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, aux_input=None):
+            return self.inner(2 * x)
+
+    wrapper, receiver, x = SparsemaxWrapper(Agent(5, 12), support=None), nn.Embedding(12, 5), torch.randn(8, 5)
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output - sender_input).pow(2).sum(1), {}
+
+    game = SymbolGameMarg(Outer(wrapper), lambda message, *_: receiver(message), loss, evaluation="expected")
+    for mode in (True, False):
+        game.train(mode)
+        distribution = wrapper.distribution(2 * x)
+        wanted = distribution.expectation((receiver(distribution.messages) - x).pow(2).sum(-1)).mean()
+        torch.testing.assert_close(game(x, None)[0], wanted)
+    assert isinstance(game.sender(x), tuple)
+
+
+def test_eggs_games_name_the_game_that_is_needed(core):
+    class Reader(nn.Linear):
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return super().forward(message)
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output - sender_input).pow(2).sum(1), {}
+
+    x = torch.randn(8, 5)
+    ids, one_hot = SparsemaxWrapper(Agent(5, 12)), SparsemaxWrapper(Agent(5, 12), message_format="one_hot")
+    for game in (
+        core.SymbolGameReinforce(ids, core.ReinforceDeterministicWrapper(Reader(12, 5)), loss),
+        core.SymbolGameGS(one_hot, Reader(12, 5), loss),
+        core.SymbolGameGS(one_hot, core.SymbolReceiverWrapper(Reader(12, 5), 12, 12), loss),
+        core.SymbolGameGS(one_hot, lambda message, *_: message.argmax(-1), loss),
+        core.SymbolGameGS(one_hot, lambda message, *_: message[:, 0], loss),
+    ):
+        with pytest.raises((TypeError, AttributeError), match=r"SymbolGameMarg"):
+            game(x, None)
+    assert core.SymbolGameGS(one_hot, Reader(12, 5), loss).eval()(x, None)[1].message.shape == (8, 12)
+
+
+def test_agents_of_several_symbols_are_refused_by_name(egg):
+    def loss(*_):
+        raise AssertionError("the loss is not reached")
+
+    sender = egg.RnnSenderReinforce(Agent(5, 6), 12, 4, 6, 3)
+    for game in (
+        SymbolGameMarg(sender, nn.Embedding(12, 5), loss),
+        SymbolGameMarg(SparsemaxWrapper(sender), nn.Embedding(12, 5), loss),
+        SymbolGameMarg(SparsemaxWrapper(Agent(5, 12)), egg.RnnReceiverGS(Agent(6, 5), 12, 4, 6, "rnn"), loss),
+        SymbolGameMarg(SparsemaxWrapper(Agent(5, 12)), egg.RnnReceiverDeterministic(Agent(6, 5), 12, 4, 6), loss),
+        SymbolGameMarg(
+            SparsemaxWrapper(Agent(5, 12)), egg.ReinforceWrapper(egg.RnnReceiverGS(Agent(6, 5), 12, 4, 6, "rnn")), loss
+        ),
+    ):
+        with pytest.raises(TypeError, match=r"Rnn\w+ .*several symbols"):
+            game(torch.randn(8, 5), None)
+
+
+@pytest.mark.parametrize("wrap", [SparseMAPBitVectorWrapper, TopKSparsemaxWrapper])
+def test_every_bit_counts_as_a_symbol(core, wrap):
+    """So that EGG's dump_interactions, which cuts messages at their length, keeps them apart."""
+    bits = (torch.arange(64)[:, None] >> torch.arange(6) & 1).float()
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output - sender_input).pow(2).sum(1), {}
+
+    game = SymbolGameMarg(wrap(lambda x, aux_input=None: 4 * x - 2), lambda message, *_: message, loss)
+    dumped = core.dump_interactions(game, [(bits, torch.zeros(64))], gs=False, variable_length=True)
+    assert len(torch.unique(dumped.message, dim=0)) == 64
+    assert game(bits, None)[1].message_length.tolist() == [6.0] * 64
 
 
 def test_temperature_divides_scores_and_is_annealed_by_egg(core):

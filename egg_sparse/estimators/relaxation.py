@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.estimators.families import BitVectors, Symbols
 from egg_sparse.estimators.score_function import sampled_from
 from egg_sparse.one_message_game import OneMessageGame, Option, of_first_row, one_of, reported
 
@@ -51,10 +52,10 @@ class RelaxedWrapper(nn.Module):
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, straight_through={self.straight_through}"
 
-    def with_entropy(
+    def with_distribution(
         self, sender_input: Any, aux_input: Any = None, sampled: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The message, and the entropy ``(B,)`` in nats of the discrete distribution that it relaxes.
+    ) -> tuple[torch.Tensor, Symbols | BitVectors]:
+        """The message, and the discrete distribution that it relaxes.
 
         In evaluation mode the message is the most probable one, or one that is drawn if ``sampled``.
         """
@@ -64,10 +65,10 @@ class RelaxedWrapper(nn.Module):
             message = distribution.relaxed(self.temperature, self.straight_through)
         else:
             message = distribution.as_relaxed(distribution.sample() if sampled else distribution.mode)
-        return message, distribution.entropy()
+        return message, distribution
 
     def forward(self, sender_input: Any, aux_input: Any = None) -> torch.Tensor:
-        return self.with_entropy(sender_input, aux_input)[0]
+        return self.with_distribution(sender_input, aux_input)[0]
 
 
 class SymbolGameRelaxed(OneMessageGame):
@@ -128,13 +129,14 @@ class SymbolGameRelaxed(OneMessageGame):
     def forward(
         self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
     ) -> tuple[torch.Tensor, Any]:
-        message, entropy = self.sender.with_entropy(sender_input, aux_input, self.evaluation == "sampled")
-        terms = SparseDistribution(message[None], torch.ones_like(message[None, :, 0]), validate_args=False)
+        message, relaxed = self.sender.with_distribution(sender_input, aux_input, self.evaluation == "sampled")
+        probs = torch.ones_like(message[None, :, 0])
+        terms = SparseDistribution(message[None], probs, relaxed.vocab_size, validate_args=False)
         game_round = self._round(terms, self.receiver, self.loss, sender_input, labels, receiver_input, aux_input)
         played = self._played(terms, game_round, greedy=True)
         expect = of_first_row(terms)
-        losses = expect(played.values["loss"])
+        losses, entropy = expect(played.values["loss"]), relaxed.entropy()
         aux = {"sender_entropy": entropy, "decoder_calls": played.decoder_calls.to(losses.dtype)}
         return losses.mean() - self.sender_entropy_coeff * entropy.mean(), self._interaction(
-            message, game_round, played, reported(played, expect), aux
+            message, game_round, played, losses, reported(played, expect), aux
         )

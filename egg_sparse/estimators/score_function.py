@@ -180,7 +180,12 @@ class SymbolGameScoreFunction(OneMessageGame):
         aux["sender_entropy"] = entropy
         aux["decoder_calls"] = calls.to(losses.dtype)
         return optimized_loss, self._interaction(
-            messages[0], game_round, played, reported(played, terms.expectation), aux
+            messages[0],
+            game_round,
+            played,
+            terms.expectation(losses),
+            reported(played, terms.expectation),
+            aux,
         )
 
     def _baseline(

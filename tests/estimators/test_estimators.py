@@ -196,8 +196,6 @@ def test_small_supports_stay_exact(bound):
         optimized, _ = game(torch.zeros(2, 1), None)
         losses.append(torch.autograd.grad(optimized, scores)[0][0])
     torch.testing.assert_close(*losses)  # the first example has one message
-    game.eval()
-    assert (game(torch.zeros(2, 1), None)[1].aux["decoder_calls"] == 1).all()
 
 
 def test_resampling_has_less_variance_than_sampling():
