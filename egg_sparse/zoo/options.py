@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import math
+import pathlib
 import re
 import signal
 import sys
@@ -72,6 +73,19 @@ PATHS = (
 """Options that name a file or a folder."""
 
 
+EXCLUSIVE = {
+    "evaluate": (("resume", "out", "preemptable"), "it tests one checkpoint, and writes nothing"),
+    "resume": (
+        ("out", "load_from_checkpoint", "preemptable"),
+        "it goes on in its folder, from the newest checkpoint there",
+    ),
+}
+"""Options that contradict others, and why."""
+
+DEBUG = ("--deb", "--debu", "--debug")
+"""``--debug`` and its abbreviations, which are found without a parser: an error may come before there is one."""
+
+
 def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
@@ -81,6 +95,9 @@ def _path(text: str) -> str:
 class ZooParser(argparse.ArgumentParser):
     """A parser that bounds the options that EGG adds, may give them other defaults, and knows what was given.
 
+    Options can be abbreviated, as those of EGG's games can. With ``--evaluate`` or ``--resume`` the options of the run
+    that is meant come first, and those of the command line override them.
+
     Args:
         prog: the command, for messages.
         defaults: option -> default, for options that ``core.init`` will add.
@@ -88,10 +105,9 @@ class ZooParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-        self.given: set[str] = set()
-        self.of_run: list[str] = []
-        """Options of the run that is tested or resumed, which those of the command line override."""
+        super().__init__(prog=prog, description=description)
+        self.given: dict[str, Any] = {}
+        """The options of the command line, by their whole names, and their values."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:  # type: ignore[override]
         action = super().add_argument(*args, **kwargs)
@@ -105,16 +121,32 @@ class ZooParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         args = sys.argv[1:] if args is None else args
-        opts = super().parse_args([*self.of_run, *args], namespace)
-        defaults = [(action, action.default) for action in self._actions]
-        try:
-            for action in self._actions:
-                action.default = argparse.SUPPRESS
-            self.given = set(vars(super().parse_known_args(args)[0]))
-        finally:
-            for action, default in defaults:
-                action.default = default
-        return opts
+        absent = object()
+        found = argparse.Namespace(**{action.dest: absent for action in self._actions})
+        self.parse_known_args(args, found)
+        self.given = {name: value for name, value in vars(found).items() if value is not absent}
+        return super().parse_args([*self._of_run(), *args], namespace)
+
+    def _of_run(self) -> list[str]:
+        """The options of the run that is tested or resumed, none without ``--evaluate`` and ``--resume``."""
+        for option, (others, why) in EXCLUSIVE.items():
+            for other in others:
+                if option in self.given and other in self.given:
+                    self.error(f"--{option} excludes --{other}: {why}")
+        if "evaluate" in self.given:
+            if "load_from_checkpoint" not in self.given:
+                self.error("--evaluate needs --load_from_checkpoint, the checkpoint to test")
+            saved = run_folder.load_options(self.given["load_from_checkpoint"])
+        elif "resume" in self.given:
+            saved = run_folder.load_options_of(pathlib.Path(self.given["resume"]))
+        else:
+            return []
+        arguments = as_arguments(saved)
+        # opts.json has whole names: a shorter one is no abbreviation but an option of another version
+        unknown = [each for each in arguments if each.partition("=")[0] not in self._option_string_actions]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
@@ -176,7 +208,7 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
         print(f"{prog}: {'terminated' if terminated else 'interrupted'}{goes_on}", file=sys.stderr, flush=True)
         return 143 if terminated else 130
     except Exception as error:
-        if "--debug" in params:
+        if any(param in DEBUG for param in params):
             traceback.print_exc()
         sentence = " ".join(str(error).split()) or "no reason given"
         if not isinstance(

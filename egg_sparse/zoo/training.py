@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import itertools
 import json
 import os
 import pathlib
@@ -22,7 +21,7 @@ from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
 from egg_sparse.estimators import NeuralBaseline, RelaxedWrapper, SymbolGameRelaxed, SymbolGameScoreFunction
 from egg_sparse.zoo import checkpoints, faults, pictures, run_folder
-from egg_sparse.zoo.options import Terminated, ZooParser, as_arguments, number, require
+from egg_sparse.zoo.options import Terminated, ZooParser, number, require
 
 core = host.core
 
@@ -85,15 +84,6 @@ def sampling_game(
     return SymbolGameScoreFunction(sampler, receiver, loss, baseline, **options)
 
 
-EXCLUSIVE = {
-    "--evaluate": (("--resume", "--out", "--preemptable"), "it tests one checkpoint, and writes nothing"),
-    "--resume": (
-        ("--out", "--load_from_checkpoint", "--preemptable"),
-        "it goes on in its folder, from the newest checkpoint there",
-    ),
-}
-"""Options that contradict others, and why."""
-
 TRAINING_OPTIONS = (
     "batch_size",
     "checkpoint_dir",
@@ -116,18 +106,6 @@ TRAINING_OPTIONS = (
 
 def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
     """The options; with ``--evaluate`` or ``--resume``, those of the run that is meant, and what is given."""
-    for option, (others, why) in EXCLUSIVE.items():
-        for other in others:
-            if _is_given(option, params) and _is_given(other, params):
-                parser.error(f"{option} excludes {other}: {why}")
-    resumed = _value_of("--resume", params)
-    if _is_given("--evaluate", params):
-        checkpoint = _value_of("--load_from_checkpoint", params)
-        if checkpoint is None:
-            parser.error("--evaluate needs --load_from_checkpoint, the checkpoint to test")
-        parser.of_run = as_arguments(run_folder.load_options(checkpoint))
-    elif resumed is not None:
-        parser.of_run = as_arguments(run_folder.load_options_of(pathlib.Path(resumed)))
     opts = core.init(parser, params)
     if opts.resume:
         opts.out = opts.resume
@@ -193,21 +171,6 @@ def warn_unused(
     parser.warn_unused(
         [name for name, sources in data_options.items() if opts.data not in sources], f"with --data {opts.data}"
     )
-
-
-def _is_given(name: str, params: list[str]) -> bool:
-    return any(param.partition("=")[0] == name for param in params)
-
-
-def _value_of(name: str, params: list[str]) -> str | None:
-    """The last value of an option, before there is a parser that knows all options."""
-    value = ""
-    for option, following in itertools.pairwise([*params, ""]):
-        if option == name:
-            value = following
-        elif option.startswith(f"{name}="):
-            value = option.partition("=")[2]
-    return value or None
 
 
 def part_of_batch(opts: argparse.Namespace) -> tuple[int, int]:

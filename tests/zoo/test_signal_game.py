@@ -631,7 +631,8 @@ class TestCommand:
         [
             (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
             (["--mode=margg"], "argument --mode: invalid choice: 'margg'"),
-            (["--norm=softmax"], "unrecognized arguments: --norm=softmax"),
+            (["--norm=softmaxx"], "--normalizer.*'softmaxx'"),
+            (["--r=7"], "ambiguous.*--r=7.*--resume.*--random_seed"),
             (["--normalizer=0.5"], "argument --normalizer: expected sparsemax, softmax, entmax15 or a number above 1"),
             (["--game_size=0"], "--game_size.*'0'"),
             (["--tau_s=nan"], "--tau_s.*'nan'"),
@@ -641,7 +642,7 @@ class TestCommand:
                 "--random_seed.*'-1'",
             ),
             (["--update_freq=0"], "--update_freq.*'0'"),
-            (["--evaluate", "--load_from_checkpoint"], "--evaluate.* --load_from_checkpoint"),
+            (["--evaluate", "--load_from_checkpoint"], "--load_from_checkpoint.*expected one argument"),
             (["--lr=-1"], "--lr.*'-1'"),
             (["--optimizer=rmsprop"], "--optimizer.*'rmsprop'"),
             (["--latent_size=3", "--vocab_size=4"], "--latent_size.* --vocab_size.* 3 .*4"),
