@@ -184,6 +184,7 @@ def uninterrupted(tmp_path_factory):
             assert result.returncode == 0, result.stderr
             finals = [line for line in result.stdout.splitlines() if line.startswith('{"mode": "final"')]
             assert len(finals) == 1, "only the leading process reports"
+            assert json.loads((folder / "job/results.json").read_text()) == json.loads(finals[0])
             folders[entry, processes] = folder / "job"
         return folders[entry, processes]
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its options, metrics, checkpoints and curves."""
+"""The folder of a run: its options, metrics, checkpoints, curves and results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jsonl", "curves.png", "checkpoints"
+RESULTS_FILE = "results.json"
 
 # What says where and on what a run happens, not what it computes, is not taken over by --evaluate.
 _NOT_SAVED = {
@@ -42,7 +43,7 @@ def create(opts: argparse.Namespace, experiment: str, goes_on: bool, unchanged: 
         opts: all options; without ``--out`` the folder gets a new name in ``runs/experiment``.
         experiment: the folder of runs of one kind.
         goes_on: whether the run continues the one that is in the folder.
-        unchanged: whether an ``opts.json`` that is there stays as it is.
+        unchanged: whether an ``opts.json`` and a ``results.json`` that are there stay as they are.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -56,6 +57,8 @@ def create(opts: argparse.Namespace, experiment: str, goes_on: bool, unchanged: 
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / OPTIONS_FILE
         if goes_on:
+            if not unchanged:
+                (folder / RESULTS_FILE).unlink(missing_ok=True)  # of fewer epochs, or of other options
             if not (unchanged and file.is_file()):
                 _replace(file, _saved(opts))
         elif not _claim(file, _saved(opts)):
@@ -128,6 +131,18 @@ def save_figure(figure: Any, path: pathlib.Path) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_results(folder: pathlib.Path, results: dict[str, Any]) -> None:
+    """Writes ``results.json``, the last file of a run, so that there is a whole one or none.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    try:
+        _replace(folder / RESULTS_FILE, json.dumps(results) + "\n")
+    except OSError as error:
+        raise OSError(f"cannot write {RESULTS_FILE} to the run folder {folder}: {error.strerror or error}") from error
 
 
 def remove_unfinished(*folders: pathlib.Path) -> None:

@@ -476,13 +476,16 @@ def _train(
             progress.stop()
 
 
-def finish(opts: argparse.Namespace, results: dict[str, Any] | None, started: float) -> dict[str, Any] | None:
-    """Prints the last line, in the leading process, and ends what ``core.init`` began.
+def finish(
+    opts: argparse.Namespace, results: dict[str, Any] | None, started: float, run: Run | None
+) -> dict[str, Any] | None:
+    """Prints the last line, in the leading process, writes it to the run folder, and ends what ``core.init`` began.
 
     Args:
         opts: all options.
         results: of the test; None in processes other than the leading one.
         started: what ``time.perf_counter`` said at the start.
+        run: the run that was trained; None for a test alone, which writes nothing.
 
     Returns:
         What the line says.
@@ -496,6 +499,8 @@ def finish(opts: argparse.Namespace, results: dict[str, Any] | None, started: fl
             "host": "egg" if host.is_egg() else "standin",
             "device": str(opts.device),
         }
+        if run:
+            run_folder.write_results(run.folder, final)
         print(json.dumps(final), flush=True)
         core.close()
     if opts.distributed_context.is_distributed:

@@ -324,7 +324,12 @@ class TestResume:
         again = train.main(["--resume=run", "--no_cuda", f"--n_epochs={4 if entry == 'signal_game' else 3}", "--lr=7"])
         assert "nothing is left to train" in capsys.readouterr().err
         assert {**again, "seconds": 0} == {**final, "seconds": 0}
-        assert contents(tmp_path / "run") == before
+        results = tmp_path / "run" / run_folder.RESULTS_FILE
+        assert json.loads(results.read_text()) == again
+        after = contents(tmp_path / "run")
+        assert before.pop(results)
+        assert after.pop(results)
+        assert after == before
 
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, signal.SIGTERM])
     def test_interrupted_in_its_test_it_says_that_the_training_had_ended(self, kind, monkeypatch, capsys):

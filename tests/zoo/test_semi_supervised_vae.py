@@ -184,7 +184,9 @@ def test_runs(options, few_images, tmp_path, capsys):
     assert 0 <= final["acc"] <= 1
     assert math.isfinite(final["negative_elbo"])
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"checkpoints", "metrics.jsonl", "opts.json", "curves.png", "reconstructions.png", "samples.png"}
+    pictures = {"curves.png", "reconstructions.png", "samples.png"}
+    assert files == {"checkpoints", "metrics.jsonl", "opts.json", "results.json", *pictures}
+    assert json.loads((tmp_path / "run/results.json").read_text()) == final
     again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
     assert again["acc"] == final["acc"]
     assert again["negative_elbo"] == pytest.approx(final["negative_elbo"])

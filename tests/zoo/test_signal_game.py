@@ -485,8 +485,11 @@ class TestRuns:
         assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
         assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"1.tar", "2.tar", "final.tar"}
 
+        assert json.loads((tmp_path / "run/results.json").read_text()) == final
+        files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
         assert {**again, "seconds": 0} == {**final, "seconds": 0}
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
     def test_one_seed_one_result(self):
         results = [main([*SMALL, f"--random_seed={seed}", f"--out={i}"]) for i, seed in enumerate((5, 5, 6))]

@@ -280,13 +280,13 @@ def main(params: list[str]) -> dict[str, Any] | None:
             shown=("negative_elbo", "rate", "support", "bits_per_dimension"),
         )
     if not leader:
-        return training.finish(opts, None, started)
+        return training.finish(opts, None, started, run)
     results, supports = evaluate(opts, vae, data.ImageLoader(split.test, EVALUATION_BATCH, fixed=True))
     if run:
         if run.unfinished:
             draw(vae, split.test, supports, run.folder, opts.device)
         run.draw_curves(_panels(opts), results)
-    return training.finish(opts, results, started)
+    return training.finish(opts, results, started, run)
 
 
 def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:

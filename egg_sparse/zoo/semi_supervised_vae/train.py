@@ -374,7 +374,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
         if run.unfinished:
             draw(game, split.test, run.folder, opts.device)
         run.draw_curves(_panels(opts), results)
-    return training.finish(opts, results, started)
+    return training.finish(opts, results, started, run)
 
 
 @torch.no_grad()

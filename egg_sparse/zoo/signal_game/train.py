@@ -338,7 +338,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     results = evaluate(opts, sender, receiver, loaders["test"], opts.device) if leader else None
     if run and results:
         run.draw_curves(_panels(opts), results)
-    return training.finish(opts, results, started)
+    return training.finish(opts, results, started, run)
 
 
 def train(
