@@ -302,8 +302,12 @@ def trained_messages(opts: argparse.Namespace) -> str:
         return "sampled" if opts.straight_through else "relaxed"
     if opts.mode in ("sfe", "nvil"):
         return "sampled"
-    in_part = opts.mode == "sumsample" or getattr(opts, "max_support", None) is not None
-    return "sampled in part" if in_part else "expected"
+    return "expected" if max_support(opts) is None else "sampled in part"
+
+
+def max_support(opts: argparse.Namespace) -> int | None:
+    """The largest support that a mode that sums over messages sums exactly in training; None for any."""
+    return opts.topk if opts.mode == "sumsample" else getattr(opts, "max_support", None)
 
 
 @dataclass

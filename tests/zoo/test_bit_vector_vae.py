@@ -18,7 +18,7 @@ from egg_sparse.zoo.bit_vector_vae import data
 from egg_sparse.zoo.bit_vector_vae.archs import Generator
 from egg_sparse.zoo.bit_vector_vae.distortion import categorical_distortion
 from egg_sparse.zoo.bit_vector_vae.likelihood import log_likelihood
-from egg_sparse.zoo.bit_vector_vae.train import PROG, build_vae, line, main, parse_options
+from egg_sparse.zoo.bit_vector_vae.train import PROG, build_vae, evaluate, line, main, parse_options
 from egg_sparse.zoo.options import run
 
 SMALL = ["--n_epochs=2", "--latent_size=6", "--nll_samples=8", "--nll_images=20", "--validation_nll_samples=2"]
@@ -191,7 +191,7 @@ def test_runs(options, few_images, tmp_path, capsys):
     assert all(math.isfinite(final[name]) for name in ("negative_elbo", "rate", "distortion", "bits_per_dimension"))
     assert final["negative_elbo"] == pytest.approx(final["rate"] + final["distortion"])
     sparse = options[0] in ("--mode=sparsemap", "--mode=topksparse")
-    assert ("support" in final) == sparse
+    assert ("support" in final) == ("exact" in final) == sparse
     files = {path.name for path in (tmp_path / "run").iterdir()}
     pictures = {"curves.png", "reconstructions.png", "samples.png"} | ({"supports.png"} if sparse else set())
     assert files == {"checkpoints", "metrics.jsonl", "opts.json", "results.json", *pictures}
@@ -220,6 +220,28 @@ def test_budget_holds():
     opts = parse_options(["--budget=2", "--latent_size=6", "--random_seed=1", "--no_cuda"])
     distribution = build_vae(opts, 64, 17).distribution(torch.rand(5, 64))
     assert (distribution.messages[distribution.mask].sum(-1) <= 2).all()
+
+
+@pytest.mark.parametrize("max_support", [None, 5])
+def test_exact_is_the_share_of_supports_that_training_sums(max_support):
+    """The support of SparseMAP's systematic messages: where their breakpoints lie, and 0."""
+    bound = [] if max_support is None else [f"--max_support={max_support}"]
+    options = ["--latent_size=8", "--nll_images=5", "--nll_samples=2", "--random_seed=1", "--no_cuda"]
+    opts = parse_options([*options, *bound])
+    split = data.load("digits", "data")
+    vae = build_vae(opts, split.test.pixels.shape[1], split.test.levels)
+    loader = data.ImageLoader(split.test, 100, fixed=True)
+    with torch.no_grad():
+        list(vae.inference.parameters())[-1].uniform_(-1.5, 1.5)
+        supports = []
+        for images, _ in loader:
+            marginals = ((vae.inference(images) + 1) / 2).clamp(0, 1)
+            ends = marginals.cumsum(-1).frac()
+            supports += [len({round(end, 4) % 1 for end in [*row, 0.0]}) for row in ends.tolist()]
+    share = sum(support <= 5 for support in supports) / len(supports)
+    assert 0 < share < 1
+    results, _ = evaluate(opts, vae, loader)
+    assert results["exact"] == pytest.approx(1 if max_support is None else share, abs=0.01)
 
 
 @pytest.mark.parametrize(

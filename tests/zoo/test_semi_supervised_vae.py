@@ -187,6 +187,7 @@ def test_runs(options, few_images, tmp_path, capsys):
     pictures = {"curves.png", "reconstructions.png", "samples.png"}
     assert files == {"checkpoints", "metrics.jsonl", "opts.json", "results.json", *pictures}
     assert json.loads((tmp_path / "run/results.json").read_text()) == final
+    assert ("exact" in final) == (options[0] in ("--mode=marg", "--mode=sumsample"))
     again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
     assert again["acc"] == final["acc"]
     assert again["negative_elbo"] == pytest.approx(final["negative_elbo"])
@@ -216,6 +217,20 @@ def test_validation_reports_what_is_trained(mode):
     assert exact["sender_entropy"] < 1.3, "far from the uniform distribution's 2.3"
     assert float(found["negative_elbo"].mean()) == pytest.approx(exact["negative_elbo"], abs=0.5)
     assert game.game.evaluation == "greedy"
+
+
+@pytest.mark.parametrize("mode", ["marg", "sumsample"])
+def test_exact_is_the_share_of_supports_that_training_sums(mode):
+    torch.manual_seed(0)
+    opts = parse_options([f"--mode={mode}", "--normalizer=sparsemax", "--topk=2", "--random_seed=1", "--no_cuda"])
+    split = data.load("digits", "", None)
+    game, loader = build_game(opts, split), build_loaders(opts, split)["test"]
+    with torch.no_grad():
+        game.classifier.layers[-1].weight.mul_(200)
+        supports = torch.cat([(entmax.sparsemax(game.classifier(batch[0]), -1) > 0).sum(-1) for batch in loader])
+    share = float((supports <= 2).float().mean())
+    assert 0 < share < 1
+    assert evaluate(opts, game, loader)["exact"] == pytest.approx(1 if mode == "marg" else share)
 
 
 def test_metrics_of_validation(few_images, tmp_path):

@@ -397,6 +397,22 @@ class TestEvaluation:
                 assert value == pytest.approx(float(slow["nll" if name == "loss" else name].mean()), abs=1e-6)
         assert means["messages_used"] == len(slow["message"].unique())
 
+    @pytest.mark.usefixtures("few_test_games")
+    @pytest.mark.parametrize("params", [["--mode=sumsample", "--topk=4"], ["--mode=marg"]])
+    def test_exact_is_the_share_of_supports_that_training_sums(self, params):
+        torch.manual_seed(3)
+        opts = parse_options([*params, "--normalizer=sparsemax", *SMALL, "--no_cuda"])
+        images = data.load("digits", None, "data", False)
+        sender, receiver = train.build_agents(opts, images.n_features)
+        loader = train.build_loaders(opts, images)["test"]
+        with torch.no_grad():
+            sender.score.weight.mul_(20)
+            supports = torch.cat([(entmax.sparsemax(sender(game[0]), dim=1) > 0).sum(1) for game in loader])
+        share = float((supports <= 4).float().mean())
+        assert 0 < share < 1
+        found = train.evaluate(opts, sender, receiver, loader, opts.device)
+        assert found["exact"] == pytest.approx(1 if opts.mode == "marg" else share)
+
     def test_plays_every_game_once(self, played, monkeypatch):
         opts, sender, receiver, loaders, _ = played
         passes, calls = [], []
@@ -455,9 +471,10 @@ class TestRuns:
         out, err = capsys.readouterr()
         lines = out.splitlines()
         assert json.loads(lines[-1]) == final
+        sums = mode.split()[0] in ("marg", "sumsample")
         assert set(final) == {
             "mode", "acc", "acc_expected", "loss", "support", "decoder_calls", "messages_used", "seconds", "host",
-            "device",
+            "device", *(["exact"] if sums else []),
         }  # fmt: skip
         assert final["mode"] == "final"
         assert final["host"] == ("egg" if host.is_egg() else "standin")

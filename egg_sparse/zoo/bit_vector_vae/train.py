@@ -228,6 +228,7 @@ def evaluate(opts: argparse.Namespace, vae: VAE, loader: Iterable) -> tuple[dict
     if supports is not None:
         results["support"] = float(supports.mean())
         results["support_median"] = float(supports.median())
+        results["exact"] = float(joined["exact"].mean())
     calls = joined["decoder_calls"].mean() if opts.mode in SPARSE else _calls_in_training(opts)
     return {**results, "decoder_calls": float(calls)}, supports
 

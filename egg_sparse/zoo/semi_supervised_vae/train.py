@@ -238,8 +238,7 @@ def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGam
     game: nn.Module
     if opts.mode in ("marg", "sumsample"):
         sender = SparsemaxWrapper(classifier, opts.normalizer, temperature=opts.temperature)
-        max_support = opts.topk if opts.mode == "sumsample" else None
-        bounded: dict[str, Any] = {"max_support": max_support, "bound": "sum_and_sample"}
+        bounded: dict[str, Any] = {"max_support": training.max_support(opts), "bound": "sum_and_sample"}
         game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", **bounded, **options)
     else:
         sampler = SymbolSampler(classifier, opts.temperature)
@@ -302,10 +301,18 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
     """
     sender = SparsemaxWrapper(game.classifier, opts.normalizer, temperature=opts.temperature)
     exact = SymbolGameMarg(
-        sender, game.vae, elbo_loss, 1.0, strategy="gather", evaluation="expected", **training.quiet_logging()
+        sender,
+        game.vae,
+        elbo_loss,
+        1.0,
+        strategy="gather",
+        evaluation="expected",
+        max_support=training.max_support(opts),
+        **training.quiet_logging(),
     )
     exact.to(opts.device).eval()
-    totals = {"acc": 0.0, "negative_elbo": 0.0, "sender_entropy": 0.0, "support": 0.0}
+    reported = ("sender_entropy", "support", *(("exact",) if opts.mode in ("marg", "sumsample") else ()))
+    totals = dict.fromkeys(("acc", "negative_elbo", *reported), 0.0)
     n_images = 0
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(EVALUATION_SEED)
@@ -314,7 +321,7 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
             loss, interaction = exact(images, classes, images)
             totals["acc"] += float((interaction.message == classes).sum())
             totals["negative_elbo"] += float(loss) * len(images)
-            for name in ("sender_entropy", "support"):
+            for name in reported:
                 totals[name] += float(interaction.aux[name].sum())
             n_images += len(images)
     means = {name: total / n_images for name, total in totals.items()}

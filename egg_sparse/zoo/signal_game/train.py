@@ -170,9 +170,8 @@ def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) 
     kept = training.quiet_logging()
     if opts.mode in ("marg", "sumsample"):
         wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts), support=None)
-        max_support = opts.topk if opts.mode == "sumsample" else None
         entropy_coeff = {"sender_entropy_coeff": opts.entropy_coeff}
-        bounded: dict[str, Any] = {"max_support": max_support, "bound": "sum_and_sample"}
+        bounded: dict[str, Any] = {"max_support": training.max_support(opts), "bound": "sum_and_sample"}
         return SymbolGameMarg(wrapped, receiver, loss_nll, **bounded, **entropy_coeff, **kept)
     if opts.mode == "gs":
         wrapped = core.GumbelSoftmaxWrapper(sender, temperature=opts.gs_tau, straight_through=opts.straight_through)
@@ -251,14 +250,21 @@ def play_exactly(
 
     Returns:
         Per game, on the CPU: ``acc`` with the most probable message, which is ``message``; and in exact expectation
-        over messages ``acc_expected``, ``nll``, ``support`` and ``decoder_calls``.
+        over messages ``acc_expected``, ``nll``, ``support`` and ``decoder_calls``; and ``exact``, 1 where training sums
+        over a support of this size exactly, else 0, in the modes that sum.
     """
     one_hot = opts.mode == "gs"
     normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
     wrapped = SparsemaxWrapper(sender, normalizer, message_format="one_hot" if one_hot else "index", support=None)
     kept = core.LoggingStrategy(False, False, False, False, True, True, False)
     game = SymbolGameMarg(
-        wrapped, receiver, loss_nll_and_report, strategy="vmap", evaluation="expected", test_logging_strategy=kept
+        wrapped,
+        receiver,
+        loss_nll_and_report,
+        strategy="vmap",
+        evaluation="expected",
+        max_support=training.max_support(opts),
+        test_logging_strategy=kept,
     )
     game.to(device).eval()
     figures: dict[str, list[torch.Tensor]] = {}
@@ -295,12 +301,14 @@ def evaluate(
     messages of the distribution that they were trained with.
     """
     figures = play_exactly(opts, sender, receiver, loader, device)
-    means = {name: float(figures[name].mean()) for name in ("acc", "acc_expected", "nll", "support", "decoder_calls")}
+    names = ("acc", "acc_expected", "nll", "support", "exact", "decoder_calls")
+    means = {name: float(figures[name].mean()) for name in names}
     return {
         "acc": means["acc"],
         "acc_expected": means["acc_expected"],
         "loss": means["nll"],
         "support": means["support"],
+        **({"exact": means["exact"]} if opts.mode in ("marg", "sumsample") else {}),
         "decoder_calls": means["decoder_calls"] if opts.mode == "marg" else _calls_in_training(opts),
         "messages_used": len(torch.unique(figures["message"])),
     }
