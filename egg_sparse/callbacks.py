@@ -1,4 +1,4 @@
-"""EGG callbacks for games over sparse distributions: what EGG's own do not report or anneal."""
+"""EGG callbacks for games over sparse distributions: what EGG's own do not report, or not for every message format."""
 
 from __future__ import annotations
 
@@ -46,6 +46,135 @@ class MetricsWriter(host.core.Callback):
 
     def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
         self._write("validation", loss, logs, epoch)
+
+
+def _logged(logs: Any, name: str) -> torch.Tensor:
+    """A part of an Interaction, one row per example."""
+    part = getattr(logs, name)
+    if part is None:
+        raise ValueError(f"the Interaction has no {name}: the game's LoggingStrategy must have store_{name}=True")
+    return part.reshape(len(part), -1)
+
+
+def _sent(logs: Any) -> torch.Tensor:
+    """The messages of an Interaction, one row per example."""
+    message = _logged(logs, "message")
+    if message.is_floating_point() and not ((message == 0) | (message == 1)).all():
+        raise ValueError(
+            "message must be symbol ids or rows of zeros and ones, got other numbers: Gumbel-Softmax games relax the "
+            "messages that they train with, so look at those of the validation alone (print_train=False)"
+        )
+    return message
+
+
+class MessageEntropy(host.core.Callback):
+    r"""Prints the entropy, in bits, of the messages :math:`m` of an epoch,
+
+    .. math:: H = -\sum_m f_m \log_2 f_m,
+
+    where :math:`f_m` is how often the message is sent among the examples. The line is that of EGG's callback of this
+    name. The messages are symbol ids ``(B,)``, one-hot rows ``(B, V)`` or bit-vectors ``(B, D)``.
+
+    Args:
+        print_train: whether the entropy of the training messages is printed, too.
+
+    Raises:
+        ValueError: at the end of an epoch, if the game logs no messages, or relaxed ones.
+
+    Example:
+        >>> logs = host.core.Interaction.empty()
+        >>> logs.message = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+        >>> MessageEntropy().on_validation_end(0.0, logs, 1)
+        {"entropy": 1.5, "mode": "test", "epoch": 1}
+    """
+
+    def __init__(self, print_train: bool = True) -> None:
+        self.print_train = print_train
+
+    def _print(self, logs: Any, mode: str, epoch: int) -> None:
+        counts = torch.unique(_sent(logs), dim=0, return_counts=True)[1].double()
+        frequencies = counts / counts.sum()
+        entropy = float((frequencies * frequencies.log2()).sum().abs())
+        print(json.dumps({"entropy": entropy, "mode": mode, "epoch": epoch}), flush=True)
+
+    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+        if self.print_train:
+            self._print(logs, "train", epoch)
+
+    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self._print(logs, "test", epoch)
+
+
+class TopographicSimilarity(host.core.Callback):
+    """Prints how far similar inputs have similar messages, in the format of EGG's callback of this name.
+
+    This is the Spearman correlation, over all pairs of examples, of the distance between the inputs and the Hamming
+    distance between the messages, which for symbols is 0 or 1. The messages are symbol ids ``(B,)``, one-hot rows
+    ``(B, V)`` or bit-vectors ``(B, D)``. The correlation is undefined, and printed as ``null``, where all messages or
+    all inputs are equally far apart, or an input has no distance (a zero vector under "cosine"). Time and memory grow
+    with the square of the number of examples.
+
+    Args:
+        sender_input_distance: the distance between inputs, a name ("cosine", "euclidean", "hamming", ...) or a
+            function of two vectors, as ``scipy.spatial.distance.pdist`` takes it.
+        print_train: whether the similarity of the training epoch is printed, too.
+
+    Raises:
+        ImportError: SciPy is not installed.
+        ValueError: ``sender_input_distance`` is a name that SciPy does not know; at the end of an epoch, if the game
+            logs no inputs, inputs without the examples on axis 0, no messages, or relaxed ones.
+
+    Example:
+        >>> logs = host.core.Interaction.empty()
+        >>> logs.sender_input = torch.tensor([[0.0], [0.1], [5.0], [5.3]])
+        >>> logs.message = torch.tensor([7, 7, 2, 2])
+        >>> TopographicSimilarity("euclidean").on_validation_end(0.0, logs, 1)  # doctest: +ELLIPSIS
+        {"topsim": 0.828..., "mode": "test", "epoch": 1}
+
+    Source: Brighton and Kirby, "Understanding Linguistic Evolution by Visualizing the Emergence of Topographic
+    Mappings" (Artificial Life, 2006).
+    """
+
+    def __init__(self, sender_input_distance: str | Callable = "cosine", print_train: bool = False) -> None:
+        try:
+            from scipy.spatial.distance import pdist
+        except ImportError as error:
+            raise ImportError('TopographicSimilarity needs SciPy: pip install "egg_sparse[zoo]"') from error
+        if isinstance(sender_input_distance, str):
+            try:
+                pdist(np.arange(3.0)[:, None], sender_input_distance)
+            except ValueError:
+                raise ValueError(
+                    "sender_input_distance must be a distance of scipy.spatial.distance.pdist, "
+                    f"got {sender_input_distance!r}"
+                ) from None
+        self.sender_input_distance = sender_input_distance
+        self.print_train = print_train
+
+    def _print(self, logs: Any, mode: str, epoch: int) -> None:
+        from scipy.spatial.distance import pdist
+        from scipy.stats import spearmanr
+
+        inputs, messages = _logged(logs, "sender_input"), _sent(logs)
+        if len(inputs) != len(messages):
+            raise ValueError(
+                f"sender_input must have its examples on axis 0: it has length {len(inputs)} there, for "
+                f"{len(messages)} messages"
+            )
+        between_inputs = pdist(inputs.double().cpu(), self.sender_input_distance)
+        between_messages = pdist(messages.double().cpu(), "hamming")
+        topsim = math.nan
+        if len(between_inputs) > 1 and np.ptp(between_inputs) != 0 and np.ptp(between_messages) != 0:
+            topsim = float(spearmanr(between_inputs, between_messages).statistic)
+        output = {"topsim": None if math.isnan(topsim) else topsim, "mode": mode, "epoch": epoch}
+        print(json.dumps(output), flush=True)
+
+    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+        if self.print_train:
+            self._print(logs, "train", epoch)
+
+    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self._print(logs, "test", epoch)
 
 
 class TrainingProgress(host.core.Callback):

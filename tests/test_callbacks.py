@@ -1,5 +1,8 @@
+import collections
+import itertools
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -8,8 +11,10 @@ from egg_sparse import CommunicationMarg, host
 from egg_sparse.callbacks import (
     EntropyCoefficientUpdater,
     EpochSetter,
+    MessageEntropy,
     MetricsWriter,
     StepTemperature,
+    TopographicSimilarity,
     TrainingProgress,
 )
 
@@ -105,3 +110,143 @@ def test_training_progress_counts_batches_and_shows_metrics():
     assert (task.completed, task.total, task.fields["epoch"]) == (3, 6, "1")
     assert task.fields["shown"] == "[dim]train[/dim] acc 0.500  loss 0.500"
     progress.on_train_end()
+
+
+def sent(message, sender_input=None):
+    logs = host.core.Interaction.empty()
+    logs.message, logs.sender_input = message, sender_input
+    return logs
+
+
+def printed(capsys):
+    """The last line that was printed, as strict JSON."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
+
+
+def messages(message_format):
+    """Thirty messages, some of them equal."""
+    symbols = torch.randint(5, (30,))
+    if message_format == "one_hot":
+        return torch.nn.functional.one_hot(symbols, 5).float()
+    return symbols if message_format == "index" else torch.randint(2, (30, 4)).double()
+
+
+def ranks(values):
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    values = [round(float(value), 9) for value in values]
+    return torch.tensor([sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]).double()
+
+
+FORMATS = ["index", "one_hot", "bits"]
+DISTANCES = {
+    "cosine": lambda x, y: 1 - torch.nn.functional.cosine_similarity(x, y, dim=0),
+    "euclidean": lambda x, y: (x - y).square().sum().sqrt(),
+    "hamming": lambda x, y: (x != y).double().mean(),
+}
+
+
+class TestMessageEntropy:
+    @pytest.mark.parametrize("message_format", FORMATS)
+    def test_counts_distinct_messages(self, message_format, capsys):
+        message = messages(message_format)
+        counts = collections.Counter(str(each.tolist()) for each in message)
+        entropy = -sum(n / 30 * math.log2(n / 30) for n in counts.values())
+        MessageEntropy().on_validation_end(0.0, sent(message), 3)
+        assert printed(capsys) == {"entropy": pytest.approx(entropy), "mode": "test", "epoch": 3}
+
+    @pytest.mark.parametrize("message_format", FORMATS)
+    def test_agrees_with_eggs(self, egg, message_format, capsys):
+        logs = sent(messages(message_format))
+        for callback in (egg.MessageEntropy(), MessageEntropy()):
+            callback.on_epoch_end(0.0, logs, 2)
+        eggs, ours = map(json.loads, capsys.readouterr().out.splitlines())
+        assert ours == {**eggs, "entropy": pytest.approx(eggs["entropy"], rel=1e-6)}
+
+    def test_one_message_has_none(self, capsys):
+        MessageEntropy().on_validation_end(0.0, sent(torch.ones(5, 3)), 1)
+        assert capsys.readouterr().out == '{"entropy": 0.0, "mode": "test", "epoch": 1}\n'
+
+    def test_training_only_if_asked(self, capsys):
+        MessageEntropy(print_train=False).on_epoch_end(0.0, sent(torch.ones(5)), 1)
+        assert not capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("message", "named"), [(None, "store_message"), (torch.full((3, 2), 0.5), r"message .*relax.*print_train")]
+    )
+    def test_refuses(self, message, named):
+        for callback in (MessageEntropy(), TopographicSimilarity(print_train=True)):
+            with pytest.raises(ValueError, match=named):
+                callback.on_epoch_end(0.0, sent(message, torch.eye(3)), 1)
+
+
+class TestTopographicSimilarity:
+    @pytest.mark.parametrize("distance", DISTANCES)
+    @pytest.mark.parametrize("message_format", FORMATS)
+    def test_is_spearmans_correlation_over_pairs(self, message_format, distance, capsys):
+        message = messages(message_format)
+        # rounding would decide the order of equal cosine distances
+        inputs = torch.randn(30, 2, 2) if distance == "cosine" else torch.randint(4, (30, 2, 2)).float()
+        rows = message.view(30, -1)
+        if message_format == "one_hot":  # where Hamming distances of rows are those of the symbols, doubled
+            rows = message.argmax(dim=1, keepdim=True)
+        pairs = list(itertools.combinations(range(30), 2))
+        of_inputs = ranks(
+            [DISTANCES[distance](inputs[i].double().flatten(), inputs[j].double().flatten()) for i, j in pairs]
+        )
+        of_messages = ranks([(rows[i] != rows[j]).double().mean() for i, j in pairs])
+        expected = torch.corrcoef(torch.stack((of_inputs, of_messages)))[0, 1].item()
+        TopographicSimilarity(distance).on_validation_end(0.0, sent(message, inputs), 3)
+        assert printed(capsys) == {"topsim": pytest.approx(expected, abs=1e-6), "mode": "test", "epoch": 3}
+
+    @pytest.mark.parametrize("distance", DISTANCES)
+    @pytest.mark.parametrize("message_format", FORMATS)
+    def test_agrees_with_eggs(self, egg, message_format, distance, capsys):
+        message = messages(message_format)
+        inputs = torch.randn(30, 4) if distance != "hamming" else torch.randint(3, (30, 4))
+        # EGG's takes no symbol ids, but sequences of one symbol
+        eggs = egg.TopographicSimilarity(distance, "hamming")
+        eggs.on_validation_end(0.0, sent(message if message.dim() == 2 else message[:, None], inputs), 2)
+        expected = printed(capsys)
+        TopographicSimilarity(distance).on_validation_end(0.0, sent(message, inputs), 2)
+        assert printed(capsys) == {**expected, "topsim": pytest.approx(expected["topsim"], abs=1e-9)}
+
+    def test_takes_a_function(self, capsys):
+        inputs, message = torch.randn(30, 4), messages("index")
+        for distance in ("euclidean", lambda x, y: ((x - y) ** 2).sum()):
+            TopographicSimilarity(distance, print_train=True).on_epoch_end(0.0, sent(message, inputs), 2)
+        named, function = map(json.loads, capsys.readouterr().out.splitlines())
+        assert named == {**function, "topsim": pytest.approx(function["topsim"])}
+        assert named["mode"] == "train"
+
+    @pytest.mark.parametrize(
+        ("message", "inputs"),
+        [
+            (torch.ones(4), torch.randn(4, 3)),
+            (torch.arange(4), torch.randn(4, 3)),
+            (torch.arange(4) % 2, torch.ones(4, 3)),
+            (torch.arange(4) % 2, torch.zeros(4, 3)),
+            (torch.arange(4) % 2, torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 1.0], [2.0, 1.0]])),
+            (torch.arange(2), torch.randn(2, 3)),
+            (torch.arange(1), torch.randn(1, 3)),
+        ],
+        ids=["one message", "all differ", "one input", "no input", "a zero vector", "one pair", "no pair"],
+    )
+    @pytest.mark.filterwarnings("error")
+    def test_undefined_is_null(self, message, inputs, capsys):
+        TopographicSimilarity().on_validation_end(0.0, sent(message, inputs), 1)
+        assert printed(capsys) == {"topsim": None, "mode": "test", "epoch": 1}
+
+    def test_refuses(self, monkeypatch):
+        with pytest.raises(ValueError, match=r"sender_input_distance .* 'cosinus'"):
+            TopographicSimilarity("cosinus")
+        with pytest.raises(ValueError, match=r"sender_input.*store_sender_input"):
+            TopographicSimilarity().on_validation_end(0.0, sent(torch.arange(3)), 1)
+        with pytest.raises(ValueError, match=r"sender_input .*axis 0.* 2 .* 3 "):
+            TopographicSimilarity().on_validation_end(0.0, sent(torch.arange(3), torch.zeros(2, 3, 4)), 1)
+        monkeypatch.setitem(sys.modules, "scipy.spatial.distance", None)
+        with pytest.raises(ImportError, match=r"SciPy.*egg_sparse\[zoo\]"):
+            TopographicSimilarity()
