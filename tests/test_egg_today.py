@@ -674,6 +674,35 @@ def test_interaction_saver(entry, epochs, tmp_path):
     assert saved == ["epoch_1", "epoch_2"]
 
 
+@describes("`nest_local` hides what failed, and mixes two sweeps")
+def test_nest_local(entry, tmp_path):
+    (tmp_path / "first.json").write_text('{"lr": [0.1, 0.2]}')
+    (tmp_path / "second.json").write_text('{"lr": [0.3, -1]}')
+    game = """
+def game_main(params):
+    print("played", params)
+    if params == ["--lr=-1"]:
+        raise ValueError("lr must be positive")
+
+main = game_main
+"""
+    (tmp_path / "eggs.py").write_text(game)
+    (tmp_path / "mended.py").write_text(game + entry.script().replace("from egg_sparse.host import core", ""))
+
+    def outputs(name, *sweeps):
+        """The status, and what was written to all .out and to all .err files."""
+        results = tmp_path / f"results-of-{name}"
+        command = [sys.executable, "-m", "egg.nest.nest_local", "--name=any", f"--game={name}", f"--root_dir={results}"]
+        variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        result = subprocess.run([*command, *sweeps], cwd=tmp_path, env=variables, capture_output=True, text=True)
+        files = sorted(results.iterdir())
+        written = ["".join(path.read_text() for path in files if path.suffix == suffix) for suffix in (".out", ".err")]
+        return result.returncode, written[0].count("played"), "lr must be positive" in written[1]
+
+    assert outputs("eggs", "--sweep=first.json", "--sweep=second.json") == (0, 2, False)
+    assert outputs("mended", "--py_sweep=mended") == (0, 4, True)
+
+
 @describes("`EarlyStopperAccuracy` keeps every Interaction")
 def test_early_stopper(entry):
     eggs, ours = core.EarlyStopperAccuracy(1.1), entry.workaround().EarlyStopperAccuracy(1.1)
