@@ -1,0 +1,1 @@
+"""Two agents who know some of a number's bits each."""

@@ -1,0 +1,1 @@
+"""An autoencoder of digits whose code is one symbol."""

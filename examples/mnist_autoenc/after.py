@@ -1,0 +1,36 @@
+"""An autoencoder of digits whose code is one symbol."""
+
+import argparse
+import sys
+
+from egg_sparse import marginalize
+from egg_sparse.host import core
+from examples.mnist_autoenc import agents
+
+
+def main(params: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    agents.add_options(parser)
+    opts = core.init(parser, [*agents.SETTINGS, *params])
+
+    train, validation = agents.build_data(opts)
+    sender, receiver = agents.build_agents(opts)
+    sender = core.GumbelSoftmaxWrapper(sender, temperature=opts.temperature)
+    game = core.SymbolGameGS(sender, receiver, agents.loss)
+    game = marginalize(game)
+
+    trainer = core.Trainer(
+        game,
+        core.build_optimizer(game.parameters()),
+        train_data=train,
+        validation_data=validation,
+        callbacks=[
+            core.ConsoleLogger(print_train_loss=True, as_json=True),
+        ],
+    )
+    trainer.train(n_epochs=opts.n_epochs)
+    core.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Naming the class of digits that only the sender sees."""

@@ -1,0 +1,1 @@
+"""Classification of digits, some of whose labels are random."""

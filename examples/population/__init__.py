@@ -1,0 +1,1 @@
+"""Several senders and receivers, a random pair of which plays each batch."""

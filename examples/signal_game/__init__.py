@@ -1,0 +1,1 @@
+"""Telling a target image from distractors."""
