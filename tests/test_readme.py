@@ -60,7 +60,8 @@ def test_ci_runs_the_commands_of_the_readme():
 
 
 def test_links_within_the_repository():
-    for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("egg_sparse/zoo/*/*.md")]:
+    of_folders = ("*.md", "docs/*.md", "egg_sparse/zoo/*/*.md", "examples/**/*.md")
+    for file in (file for pattern in of_folders for file in ROOT.glob(pattern)):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", file.read_text(encoding="utf-8")):
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
 
