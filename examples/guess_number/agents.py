@@ -13,11 +13,11 @@ from torch.distributions import Bernoulli
 from egg_sparse.host import core
 from examples import data
 
-_LARGE_BATCHES = ["--batch_size=2048", "--n_examples_per_epoch=204800", "--sender_hidden=30", "--receiver_hidden=30"]
+_SCORE_FUNCTION = ["--vocab_size=256", "--batch_size=512", "--n_examples_per_epoch=51200", "--n_epochs=15"]
 _SETTINGS_OF_MODE = {
-    "gs": ["--batch_size=8", "--n_epochs=20"],
-    "rf": [*_LARGE_BATCHES, "--n_epochs=10"],
-    "non_diff": [*_LARGE_BATCHES, "--n_epochs=10"],
+    "gs": ["--vocab_size=1024", "--batch_size=8", "--n_epochs=10"],
+    "rf": [*_SCORE_FUNCTION, "--sender_hidden=30", "--receiver_hidden=30"],
+    "non_diff": [*_SCORE_FUNCTION, "--sender_hidden=30", "--receiver_hidden=30"],
 }
 
 _Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -28,7 +28,7 @@ def settings(params: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False)
     _add_mode(parser)
     mode = parser.parse_known_args(params)[0].mode
-    return ["--vocab_size=1024", "--lr=0.001", *_SETTINGS_OF_MODE[mode], *params]
+    return ["--lr=0.001", *_SETTINGS_OF_MODE[mode], *params]
 
 
 class Sender(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from egg_sparse.host import core
 from examples import data
 
-SETTINGS = ["--vocab_size=1024", "--batch_size=32", "--lr=0.001", "--n_epochs=15"]
+SETTINGS = ["--vocab_size=1024", "--batch_size=32", "--lr=0.001", "--n_epochs=10"]
 
 
 def le_net() -> nn.Sequential:

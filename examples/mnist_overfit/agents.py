@@ -14,7 +14,7 @@ from examples.mnist_classification.agents import in_pairs, le_net, loss
 
 __all__ = ["SETTINGS", "add_options", "build_agents", "build_data", "loss"]
 
-SETTINGS = ["--vocab_size=1024", "--batch_size=32", "--lr=0.001", "--n_epochs=15"]
+SETTINGS = ["--vocab_size=1024", "--batch_size=32", "--lr=0.001", "--n_epochs=10"]
 N_CLASSES = 10
 
 

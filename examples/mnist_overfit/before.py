@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from torch.distributions import Distribution
+
 from egg_sparse.host import core
 from examples.mnist_overfit import agents
 
@@ -11,6 +13,7 @@ def main(params: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     agents.add_options(parser)
     opts = core.init(parser, [*agents.SETTINGS, *params])
+    Distribution.set_default_validate_args(False)  # else torch refuses probabilities whose sum is rounded
 
     train, validation = agents.build_data(opts)
     sender, receiver = agents.build_agents(opts)

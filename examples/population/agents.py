@@ -12,7 +12,7 @@ from torch import nn
 from egg_sparse.host import core
 from examples import data
 
-SETTINGS = ["--vocab_size=64", "--batch_size=64", "--lr=0.001", "--n_epochs=50"]
+SETTINGS = ["--vocab_size=64", "--batch_size=64", "--lr=0.001", "--n_epochs=30"]
 N_FEATURES = 784
 
 
@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--n_receivers", type=int, default=3, help="receivers in the population (default: 3)")
     option("--gs_temperature", type=float, default=5.0, help="Gumbel-Softmax temperature (default: 5)")
     option("--recv_temperature", type=float, default=0.1, help="what similarities are divided by (default: 0.1)")
-    option("--recv_hidden_dim", type=int, default=2048, help="units of the receivers' hidden layer (default: 2048)")
+    option("--recv_hidden_dim", type=int, default=256, help="units of the receivers' hidden layer (default: 256)")
 
 
 def build_agents(opts: argparse.Namespace) -> tuple[list[nn.Module], list[nn.Module]]:
