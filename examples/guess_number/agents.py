@@ -14,7 +14,7 @@ from egg_sparse.host import core
 from examples import data
 
 _SCORE_FUNCTION = ["--vocab_size=256", "--batch_size=512", "--n_examples_per_epoch=51200", "--n_epochs=15"]
-_SETTINGS_OF_MODE = {
+SETTINGS = {
     "gs": ["--vocab_size=1024", "--batch_size=8", "--n_epochs=10"],
     "rf": [*_SCORE_FUNCTION, "--sender_hidden=30", "--receiver_hidden=30"],
     "non_diff": [*_SCORE_FUNCTION, "--sender_hidden=30", "--receiver_hidden=30"],
@@ -28,7 +28,7 @@ def settings(params: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False)
     _add_mode(parser)
     mode = parser.parse_known_args(params)[0].mode
-    return ["--lr=0.001", *_SETTINGS_OF_MODE[mode], *params]
+    return ["--lr=0.001", *SETTINGS[mode], *params]
 
 
 class Sender(nn.Module):
@@ -98,7 +98,7 @@ def _all_right(guesses: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 def _add_mode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
-        choices=_SETTINGS_OF_MODE,
+        choices=SETTINGS,
         default="gs",
         help="gs: Gumbel-Softmax; rf: score function; non_diff: score function for both agents (default: gs)",
     )
