@@ -127,7 +127,8 @@ class _Marginalization(OneMessageGame):
             self._watch_support(sender, distribution, losses)
         if distribution.control is not None:
             distribution.control.follow(losses)
-            coefficient = distribution.control.entropy_coefficient(_spread(terms, played.values["loss"]))
+            spread = _spread(terms, played.values["loss"])
+            coefficient = distribution.control.entropy_coefficient(spread, "receiver_log_prob" in played.values)
             optimized_loss = optimized_loss - coefficient * (sender_entropy - sender_entropy.detach()).mean()
         aux = {}
         if "receiver_log_prob" in played.values:

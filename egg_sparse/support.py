@@ -10,12 +10,12 @@ suits every game. A controller chooses the temperature T that the scores are div
   mean support s of the batch,
 
       T <- max(min(1, T_first), T exp(clip(0.3 log(f / s), -0.01, 0.1))),
-      u <- max(0, u + 0.05 log(f / s)).
+      v <- clip(v + 0.05 log(f / s), 0, 5),    u = max(v, 1 - 1 / f).
 
   The temperature acts at once. The pressure u, an entropy coefficient in units of the loss (the spread of an example's
   losses over its messages), acts on what the sender learns: it balances the loss's own gradient, which otherwise makes
-  the scores grow, and the temperature with them, until the sender hardly moves. While the support is above the floor
-  by itself, T falls slowly, and u is 0.
+  the scores grow, and the temperature with them, until the sender hardly moves. It lasts as long as the floor asks for
+  several messages, 1 - 1 / f, and grows where the support is below the floor.
 """
 
 from __future__ import annotations
@@ -198,6 +198,7 @@ class SupportControl(nn.Module):
         #: of the loss: fast, slow, mean deviation; NaN before the first loss
         self.register_buffer("averages", torch.full((3,), math.nan))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._least_pressure: torch.Tensor | float = 0.0  # of the last step
         self._steps: int | None = 0  # the step on the host; None where it is to be read
         self._calibrated: bool | None = first is not None  # likewise
 
@@ -276,7 +277,9 @@ class SupportControl(nn.Module):
             distribution: the distribution that the sender sent.
             largest: the largest number of messages that it could have sent.
         """
-        shortfall = self._log_floor(largest) - _mean(distribution.support_size.to(self.fall)).log()
+        log_floor = self._log_floor(largest)
+        self._least_pressure = 1 - (-log_floor).exp()
+        shortfall = log_floor - _mean(distribution.support_size.to(self.fall)).log()
         change = (_TEMPERATURE_GAIN * shortfall).clamp(_FASTEST_FALL, _FASTEST_RISE).exp()
         changed = (self.temperature * change).clamp(max=_LARGEST_TEMPERATURE)
         self.temperature.copy_(torch.maximum(changed, self.first.clamp(max=1)))
@@ -303,9 +306,16 @@ class SupportControl(nn.Module):
         deviation = torch.where(first, loss.abs() / 10, deviation + ((loss - fast).abs() - deviation) / _SLOW)
         self.averages.copy_(torch.where(loss.isfinite(), torch.stack((fast, slow, deviation)), self.averages))
 
-    def entropy_coefficient(self, spread: torch.Tensor) -> torch.Tensor:
-        """The pressure in units of the loss: times the mean, over all processes, of the spread ``(B,)`` of losses."""
-        return self.pressure * _mean(spread.to(self.pressure))
+    def entropy_coefficient(self, spread: torch.Tensor, of_actions: bool = False) -> torch.Tensor:
+        """The pressure u in units of the loss: times the mean, over all processes, of the spread ``(B,)`` of losses.
+
+        Args:
+            spread: the standard deviation of each example's losses over its messages.
+            of_actions: whether the losses are those of the receiver's random actions, which make up most of their
+                spread. The pressure is then v, which acts where the support is below the floor.
+        """
+        pressure = self.pressure if of_actions else self.pressure.clamp(min=self._least_pressure)
+        return pressure * _mean(spread.to(self.pressure))
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:

@@ -218,7 +218,7 @@ def test_pressure_enters_the_gradient_and_not_the_loss():
     game = SymbolGameMarg(SparsemaxWrapper(Agent(5, 12), support=4, temperature=1.0), Receiver(12, 5), squared_distance)
     x = torch.randn(16, 5)
     results = []
-    for pressure in (0.0, 0.5):
+    for pressure in (0.0, 1.5):
         game.sender.control.temperature.fill_(1)
         game.sender.control.pressure.fill_(pressure)
         plain = copy.deepcopy(game)
@@ -229,13 +229,28 @@ def test_pressure_enters_the_gradient_and_not_the_loss():
         spread = distribution.expectation((losses - expected).square()).sqrt().mean().detach()
         game.sender.control.pressure.fill_(pressure)
         loss, _ = game(x, None)
-        used = float(game.sender.control.pressure)  # the step's own support has changed it already
+        used = max(float(game.sender.control.pressure), 1 - 1 / 4)  # the step's own support has changed it already
         wanted = expected.mean() - used * spread * distribution.entropy().mean()
         torch.testing.assert_close(loss, expected.mean())
         found = torch.autograd.grad(loss, game.sender.agent.weight)[0]
         torch.testing.assert_close(found, torch.autograd.grad(wanted, plain.sender.agent.weight)[0])
         results.append(used)
     assert results[0] != results[1]
+
+
+@pytest.mark.parametrize("support", [1, 1.2, 4, FollowLoss(start=9), Geometric(over=10, start=5)])
+def test_pressure_lasts_as_long_as_the_floor_asks_for_several_messages(support):
+    """Also where the support is above the floor; not where losses are those of random actions."""
+    agent, x = Agent(5, 12), torch.zeros(16, 5)
+    wrapper = SparsemaxWrapper(agent, support=support, temperature=1.0)
+    with torch.no_grad():
+        agent.bias.zero_()  # all messages alike
+    distribution = wrapper(x)
+    assert (distribution.support_size == 12).all()
+    floor = {FollowLoss: 9, Geometric: 5}.get(type(support), support)
+    spread = torch.tensor([1.0, 3.0])
+    assert float(wrapper.control.entropy_coefficient(spread)) == pytest.approx(2 * (1 - 1 / floor), abs=1e-6)
+    assert float(wrapper.control.entropy_coefficient(spread, of_actions=True)) == 0
 
 
 def test_learning_goes_on_where_a_fixed_temperature_stops():
