@@ -1,18 +1,23 @@
-"""Success of EGG's estimators and of the exact sum in five small games, at equal steps and equal settings.
+"""Success of EGG's estimators and of the exact sum, at equal steps and equal settings.
 
 python benchmarks/swap_games.py [--games guess,classes] [--seeds 1,2,3] [--quick] [--out FILE.json]
 
-Each game is built once as EGG's users build it, with Gumbel-Softmax or the score function; the exact columns are
-``marginalize(game)`` of the former. No setting is chosen per game or per method, but what a column says. The data
-is embedded: scikit-learn's digits, bits, and objects.
+The games are those of examples/, at their default settings, and five smaller ones. Each is built once as EGG's users
+build it, with Gumbel-Softmax or the score function; the exact columns are ``marginalize(game)`` of it. No setting is
+chosen per game or per method, but what a column says. The data is embedded: scikit-learn's digits, bits, and objects.
 """
 
 import argparse
+import importlib
 import json
+import pathlib
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +28,8 @@ from egg_sparse import host, marginalize
 from egg_sparse.callbacks import SupportSchedule
 from egg_sparse.zoo.signal_game.archs import MLPSender
 from egg_sparse.zoo.signal_game.archs import Receiver as SignalReceiver
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # where examples/ lies
 
 core = host.core
 _digits = load_digits()
@@ -142,88 +149,220 @@ class Signal:
         return F.nll_loss(output, labels, reduction="none"), {"success": right}
 
 
-GAMES = {"guess": Guess, "classes": Classes, "autoencoder": Autoencoder, "objects": Objects, "signal": Signal}
-
-
-def relaxed(game: object, straight_through: bool = False) -> nn.Module:
-    sender, receiver = game.agents(one_hot=True)  # type: ignore[attr-defined]
-    wrapped = core.GumbelSoftmaxWrapper(sender, straight_through=straight_through)
-    return core.SymbolGameGS(wrapped, receiver, game.loss)  # type: ignore[attr-defined]
-
-
-def reinforced(game: object) -> nn.Module:
-    sender, receiver = game.agents(one_hot=False)  # type: ignore[attr-defined]
-
-    class WithLogProbabilities(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.agent = sender
-
-        def forward(self, *args: object) -> torch.Tensor:
-            return self.agent(*args).log_softmax(1)
-
-    receiver = core.ReinforceDeterministicWrapper(receiver)
-    wrapped = core.ReinforceWrapper(WithLogProbabilities())
-    return core.SymbolGameReinforce(wrapped, receiver, game.loss, sender_entropy_coeff=0.1)  # type: ignore[attr-defined]
-
-
-COLUMNS: dict[str, Callable[[object], nn.Module]] = {
-    "Gumbel-Softmax": relaxed,
-    "straight-through": lambda game: relaxed(game, straight_through=True),
-    "REINFORCE": reinforced,
-    "exact, T = 1": lambda game: marginalize(relaxed(game), temperature=1.0),
-    "exact, T = 10": lambda game: marginalize(relaxed(game), temperature=10.0),
-    "exact": lambda game: marginalize(relaxed(game)),
-    "exact, schedule": lambda game: marginalize(relaxed(game)),
-    "exact, entmax15": lambda game: marginalize(relaxed(game), normalizer="entmax15"),
+SMALL: dict[str, Any] = {
+    "guess": Guess,
+    "classes": Classes,
+    "autoencoder": Autoencoder,
+    "objects": Objects,
+    "signal": Signal,
 }
 
 
-class Batches:
-    """Batches of a game, drawn anew in every epoch."""
+@dataclass
+class Setup:
+    """A game as one run plays it.
 
-    def __init__(self, game: object, n_batches: int) -> None:
+    Args:
+        agents: a function from whether messages are one-hot to sender and receiver; of a population, to lists of them.
+        loss: the game's loss.
+        train: the training batches of an epoch.
+        validation: the batches that are tested with.
+        lr: Adam's learning rate.
+        epochs: how many epochs are trained for.
+        entropy_coeffs: those of sender and receiver in the score-function game.
+        temperature: Gumbel-Softmax's, at first.
+        annealing: the factor per epoch and the minimum of EGG's TemperatureUpdater; None without it.
+        acts: whether the receiver acts, so that its loss has no gradient.
+    """
+
+    agents: Callable[[bool], tuple[Any, Any]]
+    loss: Callable
+    train: Iterable
+    validation: Iterable
+    lr: float
+    epochs: int
+    entropy_coeffs: tuple[float, float] = (0.1, 0.0)
+    temperature: float = 1.0
+    annealing: tuple[float, float] | None = None
+    acts: bool = False
+
+
+class Batches:
+    """Batches of a small game, drawn anew in every epoch."""
+
+    def __init__(self, game: Any, n_batches: int) -> None:
         self.game, self.n_batches = game, n_batches
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        return (self.game.batch(test=False) for _ in range(self.n_batches))  # type: ignore[attr-defined]
+        return (self.game.batch(test=False) for _ in range(self.n_batches))
+
+
+def small(name: str) -> Callable[[int, float], Setup]:
+    def build(seed: int, part: float) -> Setup:
+        core.init(params=[f"--random_seed={seed}", "--n_epochs=1", f"--lr={SMALL[name].lr}", "--no_cuda"])
+        game: Any = SMALL[name]()
+        batches = Batches(game, max(10, round(game.steps * part)))
+        return Setup(game.agents, game.loss, batches, [game.batch(test=True)], game.lr, 1)
+
+    return build
+
+
+def example(name: str, mode: str = "", loss: str = "loss", **settings: Any) -> Callable[[int, float], Setup]:
+    """A game of examples/, in one of its modes."""
+
+    def build(seed: int, part: float) -> Setup:
+        agents = importlib.import_module(f"examples.{name}.agents")
+        parser = argparse.ArgumentParser()
+        agents.add_options(parser)
+        params = [f"--mode={mode}"] if mode else []
+        params = agents.settings(params) if hasattr(agents, "settings") else [*agents.SETTINGS, *params]
+        opts = core.init(parser, [*params, f"--random_seed={seed}", "--no_cuda"])
+        opts.n_epochs = max(1, round(opts.n_epochs * part))
+        train, validation = agents.build_data(opts)
+        return Setup(
+            lambda one_hot: agents.build_agents(opts),
+            getattr(agents, loss),
+            train,
+            validation,
+            opts.lr,
+            opts.n_epochs,
+            **settings,
+        )
+
+    return build
+
+
+GAMES: dict[str, Callable[[int, float], Setup]] = {
+    "guess_number gs": example("guess_number", "gs", "differentiable_loss", entropy_coeffs=(0.01, 0)),
+    "guess_number rf": example("guess_number", "rf", "differentiable_loss", entropy_coeffs=(0.01, 0)),
+    "guess_number non_diff": example(
+        "guess_number", "non_diff", "success_loss", entropy_coeffs=(0.01, 0.01), acts=True
+    ),
+    "mnist_autoenc": example("mnist_autoenc", annealing=(0.75, 0.01)),
+    "mnist_classification": example("mnist_classification"),
+    "mnist_overfit": example("mnist_overfit"),
+    "signal_game gs": example(
+        "signal_game", "gs", "differentiable_loss", entropy_coeffs=(0.01, 0), annealing=(0.9, 0.1)
+    ),
+    "signal_game rf": example("signal_game", "rf", "success_loss", entropy_coeffs=(0.01, 0.01), acts=True),
+    "simple_autoenc": example("simple_autoenc", annealing=(0.9, 0.1)),
+    "population": example("population", temperature=5.0),
+    **{name: small(name) for name in SMALL},
+}
+
+
+class WithSuccess:
+    """A loss that reports ``success`` as well: the accuracy, or minus the loss where there is none."""
+
+    def __init__(self, loss: Callable) -> None:
+        self.loss = loss
+
+    def __call__(self, *arguments: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, reported = self.loss(*arguments)
+        return loss, {"success": reported.get("acc", -loss.detach()), **reported}
+
+
+class WithLogProbabilities(nn.Module):
+    def __init__(self, sender: nn.Module) -> None:
+        super().__init__()
+        self.sender = sender
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        return self.sender(*arguments).log_softmax(1)
+
+
+def relaxed(setup: Setup, straight_through: bool = False) -> nn.Module | None:
+    """EGG's Gumbel-Softmax game; None for losses without a gradient."""
+    if setup.acts:
+        return None
+    options = {"temperature": setup.temperature, "straight_through": straight_through}
+    sender, receiver = setup.agents(True)
+    if isinstance(sender, list):
+        communication = importlib.import_module("examples.population.communication").CommunicationGS()
+        senders = [core.GumbelSoftmaxWrapper(agent, **options) for agent in sender]
+        return core.PopulationGame(
+            communication, core.UniformAgentSampler(senders, receiver, [WithSuccess(setup.loss)])
+        )
+    return core.SymbolGameGS(core.GumbelSoftmaxWrapper(sender, **options), receiver, WithSuccess(setup.loss))
+
+
+def reinforced(setup: Setup) -> nn.Module | None:
+    """EGG's score-function game; None for populations, for which EGG has one of several symbols alone."""
+    sender, receiver = setup.agents(False)
+    if isinstance(sender, list):
+        return None
+    if not setup.acts:
+        receiver = core.ReinforceDeterministicWrapper(receiver)
+    elif type(receiver.agent).__name__ != "ActingReceiver":
+        receiver = core.ReinforceWrapper(receiver)
+    sender = core.ReinforceWrapper(WithLogProbabilities(sender))
+    return core.SymbolGameReinforce(sender, receiver, WithSuccess(setup.loss), *setup.entropy_coeffs)
+
+
+def exact(setup: Setup, **options: Any) -> nn.Module:
+    return marginalize(relaxed(setup) or reinforced(setup), **options)
+
+
+COLUMNS: dict[str, Callable[[Setup], nn.Module | None]] = {
+    "Gumbel-Softmax": relaxed,
+    "straight-through": lambda setup: relaxed(setup, straight_through=True),
+    "REINFORCE": reinforced,
+    "exact, T = 1": lambda setup: exact(setup, temperature=1.0),
+    "exact, T = 10": lambda setup: exact(setup, temperature=10.0),
+    "exact": exact,
+    "exact, schedule": exact,
+    "exact, entmax15": lambda setup: exact(setup, normalizer="entmax15"),
+}
 
 
 class MeanOf(core.Callback):  # type: ignore[name-defined]
     """The mean of a metric over the training, 1 where it is not reported."""
 
     def __init__(self, metric: str) -> None:
-        self.metric, self.values = metric, []
+        self.metric = metric
+        self.values: list[float] = []
 
     def on_batch_end(self, logs, loss, batch_id, is_training=True):  # type: ignore[no-untyped-def]
         if is_training and self.metric in logs.aux:
             self.values.append(float(logs.aux[self.metric].mean()))
 
 
-def play(name: str, column: str, seed: int, steps: int) -> dict[str, float]:
-    """Trains one game, and tests it with the most probable messages."""
-    core.init(params=[f"--random_seed={seed}", "--n_epochs=1", f"--lr={GAMES[name].lr}", "--no_cuda"])
-    game = GAMES[name]()
-    played = COLUMNS[column](game)
+def senders_of(game: Any) -> list[Any]:
+    return list(game.agents_loss_sampler.senders) if hasattr(game, "agents_loss_sampler") else [game.sender]
+
+
+def play(name: str, column: str, seed: int, part: float) -> dict[str, float] | None:
+    """Trains one game, and tests it with the most probable messages. None where EGG has no such game."""
+    setup = GAMES[name](seed, part)
+    game: Any = COLUMNS[column](setup)
+    if game is None:
+        return None
     support, calls = MeanOf("support"), MeanOf("decoder_calls")
-    callbacks = [support, calls]
+    callbacks: list[Any] = [support, calls]
+    steps = len(setup.train) * setup.epochs  # type: ignore[arg-type]
+    senders = senders_of(game)
     if column == "exact, schedule":
-        callbacks.append(SupportSchedule(played.sender))
-    optimizer = torch.optim.Adam(played.parameters(), lr=game.lr)
+        callbacks += [SupportSchedule(sender, over=0.7 * steps / len(senders)) for sender in senders]
+    if setup.annealing and column in ("Gumbel-Softmax", "straight-through"):
+        decay, minimum = setup.annealing
+        callbacks.append(core.TemperatureUpdater(game.sender, decay=decay, minimum=minimum))
+    core.get_opts().n_epochs = setup.epochs
+    optimizer = torch.optim.Adam(game.parameters(), lr=setup.lr)
     began = time.perf_counter()
-    core.Trainer(played, optimizer, Batches(game, steps), callbacks=callbacks).train(1)
+    core.Trainer(game, optimizer, setup.train, callbacks=callbacks).train(setup.epochs)
     seconds = time.perf_counter() - began
-    played.eval()
+    game.eval()
     with torch.no_grad():
-        success = float(played(*game.batch(test=True))[1].aux["success"].mean())
+        successes = torch.cat([game(*batch)[1].aux["success"] for batch in setup.validation])
     return {
-        "success": success,
-        "support": statistics.mean(support.values) if support.values else game.vocab_size,
+        "success": float(successes.mean()),
+        "support": statistics.mean(support.values) if support.values else float("nan"),
         "receiver_calls": statistics.mean(calls.values) if calls.values else 1.0,
         "seconds": seconds,
+        "steps": steps,
     }
 
 
@@ -233,31 +372,37 @@ def main() -> None:
     parser.add_argument("--columns", default=";".join(COLUMNS), help="separated by semicolons")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--part", type=float, default=1.0, help="share of the steps, to see short trainings")
-    parser.add_argument("--quick", action="store_true", help="ten steps of each game, to see that all run")
+    parser.add_argument("--quick", action="store_true", help="as few steps as possible, to see that all run")
     parser.add_argument("--out", help="a JSON file of all runs")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    runs = []
+    torch.distributions.Distribution.set_default_validate_args(False)  # see examples/guess_number/before.py
+    runs: list[dict[str, Any]] = []
     for name in options.games.split(","):
         for column in options.columns.split(";"):
-            steps = 10 if options.quick else round(GAMES[name].steps * options.part)
-            found = [play(name, column, int(seed), steps) for seed in options.seeds.split(",")]
-            runs += [
-                {"game": name, "column": column, "seed": int(seed), "steps": steps, **run}
-                for seed, run in zip(options.seeds.split(","), found, strict=True)
+            found = [
+                play(name, column, int(seed), 0.0 if options.quick else options.part)
+                for seed in options.seeds.split(",")
             ]
-            successes = [run["success"] for run in found]
+            played = [run for run in found if run is not None]
+            if not played:
+                continue
+            seeds = map(int, options.seeds.split(","))
+            runs += [
+                {"game": name, "column": column, "seed": seed, **run} for seed, run in zip(seeds, played, strict=True)
+            ]
+            successes = [run["success"] for run in played]
             spread = statistics.stdev(successes) if len(successes) > 1 else 0.0
-            means = {key: statistics.mean(run[key] for run in found) for key in found[0]}
+            means = {key: statistics.mean(run[key] for run in played) for key in played[0]}
             print(
-                f"| {name} | {steps} | {column} | {means['success']:.3f} ± {spread:.3f} | {means['support']:.1f} "
-                f"| {means['receiver_calls']:.1f} | {means['seconds']:.0f} |",
+                f"| {name} | {means['steps']:.0f} | {column} | {means['success']:.3f} ± {spread:.3f} "
+                f"| {means['support']:.1f} | {means['receiver_calls']:.1f} | {means['seconds']:.0f} |",
                 flush=True,
             )
-    if options.out:
-        about = {"host": host.describe(), "torch": torch.__version__, "machine": platform.processor()}
-        with open(options.out, "w", encoding="utf-8") as file:
-            json.dump({"about": about, "runs": runs}, file, indent=1)
+            if options.out:
+                about = {"host": host.describe(), "torch": torch.__version__, "machine": platform.processor()}
+                with open(options.out, "w", encoding="utf-8") as file:
+                    json.dump({"about": about, "runs": runs}, file, indent=1)
 
 
 if __name__ == "__main__":
