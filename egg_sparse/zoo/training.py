@@ -296,6 +296,36 @@ class ValidationAsTrained(host.core.Callback):
         logs.aux.update(self.play(self.trainer.device))
 
 
+SUMMING_MODES = ("marg", "sparsemap", "topksparse")
+"""The modes that sum over all messages of non-zero probability."""
+
+
+def add_temperature_option(parser: ZooParser, modes: tuple[str, ...], *aliases: str, otherwise: float = 1.0) -> None:
+    """The option ``--temperature`` of an experiment with these modes, and what holds without it."""
+    controlled = " and ".join(mode for mode in modes if mode in SUMMING_MODES)
+    parser.add_argument(
+        "--temperature",
+        *aliases,
+        type=number(float, above=0),
+        default=None,
+        help=f"the sender's scores are divided by it (default: {controlled} let a support that falls over the training "
+        f"choose it, other modes {otherwise:g})",
+    )
+
+
+def controls_support(opts: argparse.Namespace) -> bool:
+    """Whether the sender's temperature follows from a floor under its support, which falls over the training."""
+    fixed = opts.temperature is not None or getattr(opts, "temperature_end", None) is not None
+    return opts.mode in SUMMING_MODES and getattr(opts, "normalizer", "") != "softmax" and not fixed
+
+
+def support_options(opts: argparse.Namespace, otherwise: float = 1.0) -> dict[str, Any]:
+    """The options ``temperature`` and ``support`` of the wrapper of a sender that sums over messages."""
+    if controls_support(opts):
+        return {}
+    return {"temperature": otherwise if opts.temperature is None else opts.temperature, "support": None}
+
+
 def trained_messages(opts: argparse.Namespace) -> str:
     """Which messages a mode is trained with, in the words of a curve's label."""
     if opts.mode == "gs":

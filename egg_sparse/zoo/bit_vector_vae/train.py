@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from egg_sparse import SparseMAPBitVectorWrapper, SymbolGameMarg, TopKSparsemaxWrapper, host
-from egg_sparse.callbacks import EntropyCoefficientUpdater, StepTemperature, TemperatureSchedule
+from egg_sparse.callbacks import EntropyCoefficientUpdater, StepTemperature, SupportSchedule, TemperatureSchedule
 from egg_sparse.estimators import BitVectorSampler, RelaxedWrapper
 from egg_sparse.mappings.sparsemap import DECOMPOSITIONS
+from egg_sparse.wrappers import SparseWrapper
 from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.bit_vector_vae import data
 from egg_sparse.zoo.bit_vector_vae.archs import Distortion, Generator, Inference
@@ -29,6 +30,7 @@ MODES = ("sparsemap", "topksparse", "sfe", "nvil", "gs")
 SPARSE = ("sparsemap", "topksparse")
 EVALUATION_SEED = 20201208
 EVALUATION_BATCH = 100
+SUPPORT_END = 3.0  # higher than for a game: the entropy is part of the ELBO
 
 MODE_OPTIONS = {
     "budget": ("sparsemap",),
@@ -60,7 +62,7 @@ def build_parser() -> ZooParser:
     option("--topksparse", type=count, default=10, help="topksparse: k, of the k best bit-vectors (default: 10)")
     bounded = "sum over at most so many bit-vectors exactly, and sample one of the others"
     option("--max_support", type=count, default=None, help=f"sparsemap, topksparse: {bounded}")
-    option("--temperature", type=number(float, above=0), default=1.0, help="scores are divided by it (default: 1)")
+    training.add_temperature_option(parser, MODES)
     ends = "what it is at the last epoch, on a line from --temperature (default: the same)"
     option("--temperature_end", type=number(float, above=0), default=None, help=f"sparsemap, topksparse: {ends}")
     entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
@@ -136,6 +138,8 @@ class VAE(nn.Module):
     def distribution(self, images: torch.Tensor) -> Any:
         """The sender's distribution over bit-vectors."""
         sender = self.game.sender
+        if isinstance(sender, SparseWrapper):
+            return sender.distribution(images)
         return (sender.sender if isinstance(sender, RelaxedWrapper) else sender)(images)
 
     @torch.no_grad()
@@ -163,9 +167,10 @@ def build_vae(opts: argparse.Namespace, n_pixels: int, n_levels: int) -> VAE:
     if opts.mode in SPARSE:
         sender: nn.Module
         if opts.mode == "sparsemap":
-            sender = SparseMAPBitVectorWrapper(inference, opts.budget, opts.decomposition, opts.temperature)
+            kept = training.support_options(opts)
+            sender = SparseMAPBitVectorWrapper(inference, opts.budget, opts.decomposition, **kept)
         else:
-            sender = TopKSparsemaxWrapper(inference, opts.topksparse, opts.temperature)
+            sender = TopKSparsemaxWrapper(inference, opts.topksparse, **training.support_options(opts))
         gathered = {
             "strategy": "gather",
             "evaluation": "expected",
@@ -174,7 +179,7 @@ def build_vae(opts: argparse.Namespace, n_pixels: int, n_levels: int) -> VAE:
         }
         game = SymbolGameMarg(sender, generator, loss, **gathered, **options)
     else:
-        sampler = BitVectorSampler(inference, opts.temperature)
+        sampler = BitVectorSampler(inference, opts.temperature or 1.0)
         game = training.sampling_game(opts, sampler, generator, loss, n_pixels, evaluation="sampled", **options)
     return VAE(game, inference, generator, opts.latent_size, opts.validation_nll_samples, opts.nll)
 
@@ -189,8 +194,10 @@ def build_callbacks(opts: argparse.Namespace, vae: VAE, batches_per_epoch: int) 
     if opts.mode == "gs":
         decay, steps = opts.temperature_decay, opts.temperature_update_freq
         callbacks.append(StepTemperature(vae.game.sender, batches_per_epoch, decay, update_frequency=steps))
+    if training.controls_support(opts):
+        callbacks.append(SupportSchedule(vae.game.sender, end=SUPPORT_END))
     if opts.mode in SPARSE and opts.temperature_end is not None:
-        schedule = line(opts.temperature, opts.temperature_end, opts.n_epochs)
+        schedule = line(opts.temperature or 1.0, opts.temperature_end, opts.n_epochs)
         callbacks.append(TemperatureSchedule(vae.game.sender, schedule))
     if opts.entropy_warmup:
         schedule = line(opts.entropy_start, opts.entropy_coeff, opts.entropy_warmup + 1)

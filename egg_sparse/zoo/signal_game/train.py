@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
-from egg_sparse.callbacks import StepTemperature
+from egg_sparse.callbacks import StepTemperature, SupportSchedule
 from egg_sparse.estimators import NeuralBaseline, SymbolGameScoreFunction, SymbolSampler
 from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.options import ZooParser, number
@@ -30,6 +30,7 @@ EGGS_BASELINES = {
 }
 VALIDATION_GAMES, TEST_GAMES = 1024, 10_000
 EVALUATION_BATCH = 64
+TEMPERATURE, ENTROPY_COEFF = 10.0, 0.1
 VALIDATION_SEED, TEST_SEED = 20200724, 20200725
 
 # Options of one mode alone; given with another, they draw a warning.
@@ -85,7 +86,8 @@ def _add_method_options(parser: ZooParser) -> None:
     summed = "symbols that are summed exactly, beside a sampled one"
     option("--topk", type=number(int, at_least=1), default=10, help=f"sumsample: {summed} (default: 10)")
     entropy = "coefficient of the acting agents' entropy in nats; not in gs"
-    option("--entropy_coeff", type=not_negative, default=0.1, help=f"{entropy} (default: 0.1)")
+    default = f"{ENTROPY_COEFF}, or 0 in marg without a --temperature"
+    option("--entropy_coeff", type=not_negative, default=None, help=f"{entropy} (default: {default})")
     losses = "negative log-likelihood, or accuracy of a sampled guess"
     option("--loss_type", choices=("nll", "acc"), default="nll", help=f"sfe: {losses} (default: nll)")
     baselines = "running mean, mean of the batch's other examples, the loss of a second sample, or none"
@@ -103,8 +105,7 @@ def _add_game_options(parser: ZooParser) -> None:
     option("--sender", choices=("mlp", "paper"), default="mlp", help=f"{senders} (default: mlp)")
     option("--embedding_size", type=count, default=64, help="of embedded images and messages (default: 64)")
     option("--hidden_size", type=count, default=128, help="the sender's hidden units, or filters (default: 128)")
-    divisor = "the sender's scores are divided by it"
-    option("--tau_s", type=number(float, above=0), default=10.0, help=f"{divisor} (default: 10)")
+    training.add_temperature_option(parser, MODES, "--tau_s", otherwise=TEMPERATURE)
     sources = "scikit-learn's digits, concept features or an archive from --root, or torchvision's images"
     option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
     roots = "imagenet: folder with train/ and test/; npz: file with features (n, d) and labels (n,)"
@@ -121,6 +122,8 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     opts = training.parse(parser, params)
     if opts.normalizer is None:
         opts.normalizer = "softmax" if opts.mode == "sumsample" else "sparsemax"
+    if opts.entropy_coeff is None:
+        opts.entropy_coeff = 0.0 if training.controls_support(opts) else ENTROPY_COEFF
     if opts.latent_size is not None:
         if "vocab_size" in parser.given and opts.vocab_size != opts.latent_size:
             parser.error(
@@ -152,7 +155,8 @@ def loss_acc(
 def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, Receiver]:
     """The sender, which returns scores of symbols, and the receiver, which returns log-probabilities of candidates."""
     sizes: dict[str, Any] = {"n_features": n_features, "vocab_size": opts.vocab_size}
-    hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "tau_s": opts.tau_s}
+    temperature = 1.0 if training.controls_support(opts) else opts.temperature or TEMPERATURE
+    hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "tau_s": temperature}
     sizes["embedding_size"] = opts.embedding_size
     one_hot = opts.mode == "gs"
     if opts.sender == "paper":
@@ -169,7 +173,8 @@ def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) 
     """The agents in the game that trains them. Interactions keep messages and scalars, no images."""
     kept = training.quiet_logging()
     if opts.mode in ("marg", "sumsample"):
-        wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts), support=None)
+        support = "auto" if training.controls_support(opts) else None
+        wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts), support=support)
         entropy_coeff = {"sender_entropy_coeff": opts.entropy_coeff}
         bounded: dict[str, Any] = {"max_support": training.max_support(opts), "bound": "sum_and_sample"}
         return SymbolGameMarg(wrapped, receiver, loss_nll, **bounded, **entropy_coeff, **kept)
@@ -237,7 +242,12 @@ def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str
 
 @torch.no_grad()
 def play_exactly(
-    opts: argparse.Namespace, sender: nn.Module, receiver: Receiver, loader: Iterable, device: torch.device
+    opts: argparse.Namespace,
+    sender: nn.Module,
+    receiver: Receiver,
+    loader: Iterable,
+    device: torch.device,
+    temperature: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """Plays games over all messages of the distribution that the sender was trained with, each game once.
 
@@ -247,6 +257,7 @@ def play_exactly(
         receiver: the agent that returns log-probabilities of candidates.
         loader: batches of games.
         device: where they are played.
+        temperature: the divisor of the scores that support control has reached.
 
     Returns:
         Per game, on the CPU: ``acc`` with the most probable message, which is ``message``; and in exact expectation
@@ -255,7 +266,8 @@ def play_exactly(
     """
     one_hot = opts.mode == "gs"
     normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
-    wrapped = SparsemaxWrapper(sender, normalizer, message_format="one_hot" if one_hot else "index", support=None)
+    message_format = "one_hot" if one_hot else "index"
+    wrapped = SparsemaxWrapper(sender, normalizer, message_format, temperature, support=None)
     kept = core.LoggingStrategy(False, False, False, False, True, True, False)
     game = SymbolGameMarg(
         wrapped,
@@ -295,12 +307,17 @@ def play_sampled(
 
 
 def evaluate(
-    opts: argparse.Namespace, sender: nn.Module, receiver: Receiver, loader: Iterable, device: torch.device
+    opts: argparse.Namespace,
+    sender: nn.Module,
+    receiver: Receiver,
+    loader: Iterable,
+    device: torch.device,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Tests agents, however they were trained: with the most probable message, and exactly in expectation over the
     messages of the distribution that they were trained with.
     """
-    figures = play_exactly(opts, sender, receiver, loader, device)
+    figures = play_exactly(opts, sender, receiver, loader, device, temperature)
     names = ("acc", "acc_expected", "nll", "support", "exact", "decoder_calls")
     means = {name: float(figures[name].mean()) for name in names}
     return {
@@ -312,6 +329,11 @@ def evaluate(
         "decoder_calls": means["decoder_calls"] if opts.mode == "marg" else _calls_in_training(opts),
         "messages_used": len(torch.unique(figures["message"])),
     }
+
+
+def controlled_temperature(opts: argparse.Namespace, game: Any) -> float:
+    """The temperature that support control has reached; 1 without it, where the agent divides its scores itself."""
+    return float(game.sender.temperature) if training.controls_support(opts) else 1.0
 
 
 def _calls_in_training(opts: argparse.Namespace) -> float:
@@ -343,7 +365,8 @@ def main(params: list[str]) -> dict[str, Any] | None:
     game = build_game(opts, sender, receiver)
     training.load_for_evaluation(opts, game)
     run = None if opts.evaluate else train(opts, game, loaders, sender, receiver)
-    results = evaluate(opts, sender, receiver, loaders["test"], opts.device) if leader else None
+    temperature = controlled_temperature(opts, game)
+    results = evaluate(opts, sender, receiver, loaders["test"], opts.device, temperature) if leader else None
     if run and results:
         run.draw_curves(_panels(opts), results)
     return training.finish(opts, results, started, run)
@@ -361,11 +384,14 @@ def train(
     def expected_success(device: torch.device) -> dict[str, torch.Tensor]:
         # exact where training sums over the same messages; of sampling methods the estimate that they train with
         if opts.mode == "marg":
-            figures = play_exactly(opts, sender, receiver, loaders["validation"], device)
+            temperature = controlled_temperature(opts, game)
+            figures = play_exactly(opts, sender, receiver, loaders["validation"], device, temperature)
             return {"acc_expected": figures["acc_expected"]}
         return {"acc_expected": play_sampled(sender, receiver, opts.mode == "gs", loaders["validation"], device)}
 
     callbacks: list[Any] = [training.ValidationAsTrained(expected_success)]
+    if training.controls_support(opts):
+        callbacks.append(SupportSchedule(game.sender))
     if opts.mode == "gs":
         decay, steps = opts.temperature_decay, opts.temperature_update_freq
         callbacks.append(StepTemperature(game.sender, opts.batches_per_epoch, decay, update_frequency=steps))
