@@ -374,15 +374,14 @@ class TemperatureSchedule(host.core.Callback):
 class SupportSchedule(host.core.Callback):
     """Lets a sender's support fall over the whole training, whose length the Trainer knows and the sender does not.
 
-    The floor under the mean support falls geometrically (:class:`egg_sparse.support.Geometric`). In our measurements
-    this is at least as good as what a sender does by itself, in short trainings clearly better.
+    The floor under the mean support falls geometrically (:class:`egg_sparse.support.Geometric`).
 
     Args:
         sender: the wrapper: SparsemaxWrapper, TopKSparsemaxWrapper or SparseMAPBitVectorWrapper.
         start: the floor at first.
         end: the floor in the end.
-        over: the number of training steps in which it falls; None for 70 % of the training, by EGG's option
-            ``--n_epochs`` and the length of the training data.
+        over: the number of the sender's training steps in which it falls; None for 70 % of them, by EGG's option
+            ``--n_epochs``, the length of the training data and, in a population, the number of senders.
 
     Raises:
         TypeError: a sender without support control.
@@ -414,5 +413,8 @@ class SupportSchedule(host.core.Callback):
                 batches = len(trainer_instance.train_data)
             except TypeError:
                 raise ValueError("over must be a number of steps, since the training data has no length") from None
-            over = max(1.0, 0.7 * batches * host.core.get_opts().n_epochs)
+            game = getattr(trainer_instance.game, "module", trainer_instance.game)
+            sampler = getattr(game, "agents_loss_sampler", None)
+            n_senders = len(getattr(sampler, "senders", [self.sender]))
+            over = max(1.0, 0.7 * batches * host.core.get_opts().n_epochs / n_senders)
         self.sender.support = Geometric(over, self.start, self.end)

@@ -309,6 +309,12 @@ def test_a_schedule_over_the_whole_training():
     found = game.sender.support
     assert (found.over, found.start, found.end) == (pytest.approx(28), 9, 2)
     assert int(game.sender.control.step) == 40
+    senders = [SparsemaxWrapper(Agent(5, 40)) for _ in range(4)]
+    sampler = host.core.UniformAgentSampler(senders, [Receiver(40, 5)], [squared_distance])
+    population = host.core.PopulationGame(CommunicationMarg(), sampler)
+    callbacks = [SupportSchedule(sender) for sender in senders]
+    host.core.Trainer(population, torch.optim.Adam(population.parameters()), data, callbacks=callbacks).train(1)
+    assert [sender.support.over for sender in senders] == [pytest.approx(7)] * 4
     with pytest.raises(TypeError, match=r"sender .*Linear"):
         SupportSchedule(nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"over .*length"):
