@@ -70,3 +70,26 @@ def test_version_is_the_same_everywhere():
     from egg_sparse import __version__
 
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_migrate_names_what_there_is(core):
+    """Of EGG's column, classes of the host that is tested; of ours, classes and options of this package."""
+    import inspect
+
+    import egg_sparse
+    from egg_sparse import callbacks
+
+    text = (ROOT / "docs/migrate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|$", text.split("## Which message format")[0], re.MULTILINE)
+    assert len(rows) > 8
+    for theirs, ours in rows:
+        name = re.match(r"`(\w+)", theirs)[1]
+        assert hasattr(core, name) or name == "baseline_type"
+        for found in re.findall(r"`(\w+)\(", ours):
+            assert hasattr(egg_sparse, found) or hasattr(callbacks, found) or hasattr(core, found)
+    assert "baseline_type" in inspect.signature(core.SymbolGameReinforce).parameters
+    options = {**inspect.signature(egg_sparse.SymbolGameMarg).parameters}
+    options |= inspect.signature(egg_sparse.SparsemaxWrapper).parameters
+    options |= inspect.signature(callbacks.SupportSchedule).parameters
+    for name in re.findall(r"(\w+)=", text):
+        assert name in {*options, "reduction", "agent", "baseline_type", "straight_through"}
