@@ -309,6 +309,22 @@ def test_metric_of_bools(entry, dtype, capsys):
     assert lines(capsys.readouterr().out)[-1]["acc"] == pytest.approx(expected)
 
 
+@describes("Gumbel-Softmax over many symbols stops now and then")
+def test_gumbel_softmax_over_many_symbols(entry, monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+    wrapper = core.GumbelSoftmaxWrapper(nn.Identity(), temperature=1.0)
+    torch.manual_seed(0)
+
+    def draw():
+        return wrapper((3 * torch.randn(2048, 16384)).log_softmax(1))
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        draw()
+    assert entry.quotes(caught.value)
+    entry.workaround()
+    torch.testing.assert_close(draw().sum(1), torch.ones(2048), atol=1e-5, rtol=0)
+
+
 @describes("Inputs of several tensors fail")
 def test_inputs_of_several_tensors(entry, monkeypatch):
     monkeypatch.setattr(np, "int", int, raising=False)
