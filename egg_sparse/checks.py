@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,6 +98,41 @@ def per_example(name: str, value: Any, size: int, device: torch.device, of_pairs
     return value.expand(size, *value.shape)
 
 
+def is_per_batch(value: Any, size: int) -> bool:
+    """Whether what the loss reported has no value per example, such as an accuracy that is a mean over the batch."""
+    return not (isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == size)
+
+
+def warn_of_averages(names: list[str]) -> None:
+    """Warns that the loss reports these as numbers per batch, whose expectation is approximate."""
+    warnings.warn(
+        f"the loss reports {', '.join(names)} as one number per batch, whose expected value is an approximation: "
+        "return one value per example",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+_OF_ANOTHER_FORMAT = re.compile(r"cannot be multiplied|not implemented for '(Long|Int)'|scalar type|dtype|as indices")
+
+
+@contextmanager
+def explained_format_error(messages: torch.Tensor) -> Iterator[None]:
+    """Says which format the messages have if an operation of the receiver or the loss seems to need the other."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if not _OF_ANOTHER_FORMAT.search(str(error)):
+            raise
+        given, other, name = "symbol ids", "one-hot rows", "one_hot"
+        if messages.is_floating_point():
+            given, other, name = "vectors", "symbol ids", "index"
+        raise ValueError(
+            f"with {given} as messages the receiver or the loss failed: {error}; if it needs {other}, give the "
+            f'sender\'s wrapper message_format="{name}"'
+        ) from error
+
+
 @contextmanager
 def checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | None) -> Iterator[None]:
     """Raises ValueError if the layer of the receiver that reads the message cannot read every message of the
@@ -185,6 +221,48 @@ def warn_of_batch_norms(layers: list[_BatchNorm]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+@torch.no_grad()
+def that_see_messages(
+    layers: list[_BatchNorm],
+    play: Callable[[torch.Tensor], Any],
+    messages: torch.Tensor,
+    agents: list[Any],
+) -> list[_BatchNorm]:
+    """Those layers whose input changes with the messages.
+
+    Both calls begin with the same random numbers and a copy of the same buffers, and leave nothing behind.
+
+    Args:
+        layers: layers of the receiver.
+        play: plays one message per example, ``(B,)`` or ``(B, D)``.
+        messages: two messages per example, ``(2, B)`` or ``(2, B, D)``.
+        agents: the receiver and the loss that are called.
+    """
+    before = Snapshot(agents, messages.device)
+    seen: list[dict[int, list[torch.Tensor]]] = []
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[-1].setdefault(id(layer), []).append(inputs[0].detach().clone())
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        for message in messages:
+            before.lend()
+            seen.append({})
+            play(message)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        before.reclaim()
+    first, second = seen
+
+    def changes(layer: nn.Module) -> bool:
+        one, other = first.get(id(layer), []), second.get(id(layer), [])
+        return len(one) != len(other) or not all(map(torch.equal, one, other))
+
+    return [layer for layer in layers if changes(layer)]
 
 
 @torch.no_grad()

@@ -16,13 +16,15 @@ from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.sum_and_sample import score_of_sample, sum_and_sample
 from egg_sparse.mappings.resampling import resample
 from egg_sparse.one_message_game import ByIdentity, OneMessageGame, Option, check_count, of_first_row, one_of, reported
-from egg_sparse.strategies import Round
+from egg_sparse.strategies import Played, Round
 from egg_sparse.wrappers import asking_for_distributions
 
 #: The largest support that is summed exactly in training, by default: the vocabulary of the paper's signal game.
 MAX_SUPPORT = 256
 
 _MOST_ATTEMPTS = 3  # to tell whether a loss couples examples
+
+_MOST_LOOKS = 10  # for metrics of one number per batch that depend on the messages
 
 _WATCHED_STEPS = 200
 _COLLAPSED, _MOVED = 1.01, 0.01
@@ -92,6 +94,7 @@ class _Marginalization(OneMessageGame):
         aux_input: Any,
     ) -> tuple[torch.Tensor, Any]:
         host.refuse_several_symbols(sender)
+        host.refuse_drawn_messages(sender)
         with asking_for_distributions():
             distribution = sender(sender_input, aux_input)
         if not isinstance(distribution, SparseDistribution):
@@ -113,6 +116,7 @@ class _Marginalization(OneMessageGame):
         played = self._played(terms, game_round, greedy)
         if not greedy and min(terms.probs.shape) > 1:
             self._check_coupling(terms, game_round)
+            self._check_averages(game_round, played)
         expect = of_first_row(terms) if greedy else terms.expectation
 
         losses = expect(played.values["loss"])
@@ -182,14 +186,15 @@ class _Marginalization(OneMessageGame):
         known = self._known_receivers[game_round.receiver].losses[game_round.loss]
         if self.training in known.uncoupled or known.attempts >= _MOST_ATTEMPTS:
             return
-        if not known.attempts:
-            checks.warn_of_batch_norms(checks.batch_norms(game_round.receiver))
         own, second = terms.messages[:2]
         decided = (terms.probs[1] == 0).view(-1, *(1,) * (own.dim() - 1))
         another = torch.where(decided, own.roll(1, 0), second)
-        change = checks.change_by_others(
-            lambda message: game_round(message)["loss"], torch.stack((own, another)), game_round.agents
-        )
+        messages = torch.stack((own, another))
+        layers = [] if known.attempts else checks.batch_norms(game_round.receiver)
+        if layers:
+            layers = checks.that_see_messages(layers, game_round, messages, game_round.agents)
+            checks.warn_of_batch_norms(layers)
+        change = checks.change_by_others(lambda message: game_round(message)["loss"], messages, game_round.agents)
         if change:
             raise ValueError(
                 f"the loss of an example changes by up to {change:.3g} with the messages of the other examples in the "
@@ -201,6 +206,18 @@ class _Marginalization(OneMessageGame):
             known.attempts += 1
         else:
             known.uncoupled.add(self.training)
+
+    def _check_averages(self, game_round: Round, played: Played) -> None:
+        """Warns once of what a loss reports as one number per batch, if that depends on the messages."""
+        known = self._known_receivers[game_round.receiver].losses[game_round.loss]
+        if not game_round.per_batch or known.looks >= _MOST_LOOKS:
+            return
+        known.looks += 1
+        values = {name: played.values[f"aux/{name}"] for name in game_round.per_batch}
+        names = [name for name, value in values.items() if not torch.equal(value, value[:1].expand_as(value))]
+        if names:
+            known.looks = _MOST_LOOKS
+            checks.warn_of_averages(sorted(names))
 
 
 def _spread(terms: SparseDistribution, losses: torch.Tensor) -> torch.Tensor:

@@ -159,11 +159,26 @@ def is_deterministic_wrapper(receiver: Any) -> bool:
     return isinstance(receiver, tuple(classes("ReinforceDeterministicWrapper")))
 
 
+def refuse_drawn_messages(sender: Any) -> None:
+    """Raises TypeError if the agent of a sender is in one of EGG's wrappers, which draws a message of its own."""
+    agent = getattr(sender, "agent", None)
+    for cls in type(agent).__mro__:
+        if cls.__name__ in ("ReinforceWrapper", "GumbelSoftmaxWrapper") and _is_of_a_host(cls):
+            raise TypeError(
+                f"the sender's agent is in a {cls.__name__}, which draws a message: give {type(sender).__name__} the "
+                "agent alone, which returns scores"
+            )
+
+
+def _is_of_a_host(cls: type) -> bool:
+    return cls.__module__.startswith(("egg.core", "egg_sparse.standin"))
+
+
 def refuse_several_symbols(module: Any) -> None:
     """Raises TypeError if a game or an agent, wrapped or not, is one of EGG's for messages of several symbols."""
     while module is not None:
         for cls in type(module).__mro__:
-            if cls.__name__ in _OF_SEVERAL_SYMBOLS and cls.__module__.startswith(("egg.core", "egg_sparse.standin")):
+            if cls.__name__ in _OF_SEVERAL_SYMBOLS and _is_of_a_host(cls):
                 raise TypeError(
                     f"{cls.__name__} is for messages of several symbols, which cannot be marginalized: egg_sparse sums "
                     "over messages of one symbol (SparsemaxWrapper around an agent that returns scores (B, V)), or "

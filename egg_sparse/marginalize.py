@@ -19,8 +19,8 @@ def marginalize(game: Any, **options: Any) -> Any:
     """The same game with the exact expectation over messages in place of EGG's estimator.
 
     The agents are those of the given game, not copies: an optimizer of either game's parameters trains both. Loss,
-    entropy coefficients, logging strategies and mode (training or evaluation) are taken over; a receiver in a
-    ``ReinforceDeterministicWrapper`` is taken out of it, one that acts still acts.
+    entropy coefficients, logging strategies and mode (training or evaluation) are taken over. The receiver stays as it
+    is: one that acts still acts, and the game looks through a ``ReinforceDeterministicWrapper``.
 
     Args:
         game: EGG's ``SymbolGameReinforce``, ``SymbolGameGS``, or a ``PopulationGame`` over senders of one symbol.
@@ -74,9 +74,15 @@ def marginalize(game: Any, **options: Any) -> Any:
         host.refuse_several_symbols(game)
         if isinstance(game, (SymbolGameMarg, CommunicationMarg)):
             raise TypeError(f"game is a {type(game).__name__} already: it needs no conversion")
+        cls = type(game)
+        remedy = "wrap its sender's agent with SparsemaxWrapper, and give it to SymbolGameMarg"
+        if cls.__name__ == "PopulationGame":
+            remedy = "use egg.core's PopulationGame, with CommunicationMarg over senders in a SparsemaxWrapper"
+        elif isinstance(getattr(game, "game", None), nn.Module):
+            remedy = "it holds a game itself, so set game.game = marginalize(game.game)"
         raise TypeError(
             "game must be EGG's SymbolGameReinforce, SymbolGameGS or PopulationGame, got "
-            f"{type(game).__name__}: wrap its sender's agent with SparsemaxWrapper, and give it to SymbolGameMarg"
+            f"{cls.__module__}.{cls.__name__}: {remedy}"
         )
     return converted.train(game.training)
 
@@ -92,9 +98,12 @@ def _sorted_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     of_wrapper = set(inspect.signature(SparsemaxWrapper).parameters) - {"agent", "message_format"}
     of_game = set(inspect.signature(CommunicationMarg).parameters)
     for name in options:
+        if name == "message_format":
+            raise TypeError("message_format is no option here: it follows from the game that is converted")
         if name not in of_wrapper | of_game:
             raise TypeError(
-                f"{name} is no option of SparsemaxWrapper or SymbolGameMarg, which takes {_listed(of_game)}"
+                f"{name} is no option of SparsemaxWrapper ({_listed(of_wrapper)}) or of SymbolGameMarg "
+                f"({_listed(of_game)})"
             )
     return (
         {name: value for name, value in options.items() if name in of_wrapper},

@@ -107,10 +107,12 @@ class KnownLoss:
     Attributes:
         uncoupled: the modes of the game, training or not, in which no example's loss depends on others' messages.
         attempts: the number of times that this could not be told.
+        looks: the number of steps in which it was looked at what it reports as one number per batch.
     """
 
     uncoupled: set[bool] = field(default_factory=set)
     attempts: int = 0
+    looks: int = 0
 
 
 @dataclass

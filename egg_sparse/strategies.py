@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Round:
         vocab_size: the number of symbols that the receiver must be able to read; None if unknown.
         first: whether the receiver is played for the first time, and what it can read is checked.
         of_pairs: whether the inputs hold an example once for each of its messages.
+        per_batch: the names of what the loss has reported without a value per example.
     """
 
     receiver: Callable
@@ -64,6 +65,7 @@ class Round:
     vocab_size: int | None = None
     first: bool = True
     of_pairs: bool = False
+    per_batch: set[str] = field(default_factory=set)
 
     @property
     def agents(self) -> list[Any]:
@@ -72,7 +74,7 @@ class Round:
     def __call__(self, message: torch.Tensor) -> dict[str, torch.Tensor]:
         """Plays one message per example; everything returned has the examples on axis 0."""
         readable = checks.checked_vocabulary(self.receiver, message, self.vocab_size) if self.first else nullcontext()
-        with readable, checks.explained_index_error(self.vocab_size):
+        with readable, checks.explained_index_error(None if message.is_floating_point() else self.vocab_size):
             output = self.receiver(message, self.receiver_input, self.aux_input)
         size, values = message.shape[0], {}
         if self.acts:
@@ -86,6 +88,8 @@ class Round:
         checks.check_loss(loss, size)
         values["loss"] = loss if loss.is_floating_point() else loss.float()
         for name, value in aux.items():
+            if checks.is_per_batch(value, size):
+                self.per_batch.add(name)
             values[f"aux/{name}"] = checks.per_example(name, value, size, message.device, self.of_pairs)
         if self.keep_output and isinstance(output, torch.Tensor):
             values["receiver_output"] = output
@@ -153,7 +157,8 @@ def _play_vmap(messages: torch.Tensor, game_round: Round, chunk_size: int | None
 
 def _play_loop(messages: torch.Tensor, game_round: Round, chunk_size: int | None) -> dict[str, torch.Tensor]:
     def play_rows(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        played = [game_round(message) for message in rows]
+        with checks.explained_format_error(messages) if game_round.first else nullcontext():
+            played = [game_round(message) for message in rows]
         return {name: torch.stack([values[name] for values in played]) for name in played[0]}
 
     return _in_chunks(play_rows, messages, chunk_size)

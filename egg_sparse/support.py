@@ -212,9 +212,11 @@ class SupportControl(nn.Module):
                 self._buffers[name] = buffer.float()  # in half precision the small changes would be lost
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._steps = self._calibrated = None
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Takes the controller's state. A state without one, such as that of EGG's sender, leaves it as it is."""
+        if any(name.startswith(prefix) for name in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            self._steps = self._calibrated = None
 
     @property
     def is_calibrated(self) -> bool:

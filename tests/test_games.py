@@ -1064,6 +1064,83 @@ def test_agents_of_its_own_are_not_those_of_a_population(core):
             population(*arguments)
 
 
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_one_number_per_batch_draws_one_warning(strategy):
+    game = game_of("sparsemax", strategy, "index", 17, 0)
+    plain = game.loss
+
+    def loss(*arguments):
+        losses, aux = plain(*arguments)
+        return losses, {**aux, "fixed": torch.tensor(2.0), "mean_rank": aux["rank"][:, 0].mean()}
+
+    game.loss = loss
+    with pytest.warns(RuntimeWarning, match=r"reports mean_rank as one number per batch"):
+        game(*batch_of(5, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        game(*batch_of(5, 0))
+        game.eval()(*batch_of(5, 0))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "loop"])
+def test_a_read_of_the_other_format_is_explained(strategy):
+    class Multiplying(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(17, 4))
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return message @ self.weight
+
+    class Indexing(Multiplying):
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.weight[message]
+
+    class Activating(Multiplying):
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return F.leaky_relu(message)[:, None]
+
+    images = batch_of(5, 0)[0].float()
+    for receiver, given, needed in (
+        (Multiplying, "index", "one_hot"),
+        (Activating, "index", "one_hot"),
+        (Indexing, "one_hot", "index"),
+    ):
+        sender = fixed_sender(Sender(4, 17, 0), message_format=given)
+        game = SymbolGameMarg(sender, receiver(), squared_distance, strategy=strategy)
+        with pytest.raises(ValueError, match=rf'message_format="{needed}"'):
+            game(images, None)
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_batch_norm_of_what_is_no_message_draws_no_warning(strategy):
+    """It is exact, too: the candidates are normalized alike whatever the messages are."""
+
+    class Normalizing(nn.Module):
+        def __init__(self, of_message):
+            super().__init__()
+            self.read, self.norm, self.of_message = nn.Embedding(17, 4), nn.BatchNorm1d(4), of_message
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            read = self.read(message)
+            return self.norm(read) if self.of_message else read + self.norm(receiver_input)
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output - receiver_input).square().sum(1), {}
+
+    images = batch_of(5, 0)[0].float()
+    targets = images[:, 0]
+    sender, receiver = fixed_sender(Sender(4, 17, 0)), Normalizing(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, _ = SymbolGameMarg(sender, receiver, loss, strategy=strategy)(images, None, targets)
+    distribution = sender.distribution(images)
+    outputs = receiver.read(distribution.messages) + receiver.norm(targets)
+    torch.testing.assert_close(found, distribution.expectation((outputs - targets).square().sum(-1)).mean())
+    with pytest.warns(RuntimeWarning, match=r"BatchNorm1d in training"):
+        SymbolGameMarg(sender, Normalizing(True), loss, strategy="loop")(images, None, targets)
+
+
 @pytest.mark.parametrize("evaluation", ["greedy", "expected"])
 def test_the_task_loss_is_reported_without_entropies(evaluation):
     game = game_of("sparsemax", "auto", "index", 17, 1, evaluation=evaluation)

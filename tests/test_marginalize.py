@@ -189,9 +189,25 @@ class TestMistakes:
             marginalize(build(core))
 
     def test_unknown_options(self, core):
-        for name in ("message_format", "tau", "agent"):
-            with pytest.raises(TypeError, match=f"{name} .*strategy"):
+        for name in ("tau", "agent"):
+            with pytest.raises(TypeError, match=f"{name} .*support.*strategy"):
                 marginalize(relaxed(core), **{name: 1})
+        with pytest.raises(TypeError, match=r"message_format .*follows"):
+            marginalize(relaxed(core), message_format="index")
+
+    def test_games_within_other_modules(self, core):
+        class PopulationGame(nn.Module):
+            pass
+
+        class Outer(nn.Module):
+            def __init__(self, game):
+                super().__init__()
+                self.game = game
+
+        with pytest.raises(TypeError, match=r"got .*test_marginalize\.\S*PopulationGame: .*CommunicationMarg"):
+            marginalize(PopulationGame())
+        with pytest.raises(TypeError, match=r"Outer: .*marginalize\(game\.game\)"):
+            marginalize(Outer(relaxed(core)))
 
     def test_games_of_several_symbols(self, egg):
         sender = egg.RnnSenderReinforce(nn.Linear(5, 8), 10, 4, 8, 3)
@@ -223,9 +239,19 @@ def test_agents_are_called_as_those_of_eggs_game_are(core, build):
 def test_weights_of_the_same_names(core, build):
     game = build(core)
     converted = marginalize(game)
-    missing, unexpected = converted.load_state_dict(game.state_dict(), strict=False)
-    assert all(name.startswith("sender.control.") for name in missing)
-    assert not unexpected
+    converted(X, LABELS)
+    with torch.no_grad():
+        for parameter in converted.parameters():
+            parameter.add_(1)
+    temperature = converted.sender.temperature
+    converted.load_state_dict(build(core).state_dict())  # which has no support control
+    converted.load_state_dict(state := game.state_dict())
+    assert converted.sender.temperature == temperature
+    own = converted.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in state.items())
+    del own["sender.control.step"]
+    with pytest.raises(RuntimeError, match=r"sender\.control\.step"):
+        converted.load_state_dict(own)
 
 
 def test_eggs_evaluation_of_interventions(egg, capsys, monkeypatch):

@@ -117,6 +117,13 @@ def test_eggs_games_name_the_game_that_is_needed(core):
     assert core.SymbolGameGS(one_hot, Reader(12, 5), loss).eval()(x, None)[1].message.shape == (8, 12)
 
 
+@pytest.mark.parametrize("name", ["ReinforceWrapper", "GumbelSoftmaxWrapper"])
+def test_messages_that_are_drawn_already_are_refused(core, name):
+    sender = SparsemaxWrapper(getattr(core, name)(Agent(5, 12)))
+    with pytest.raises(TypeError, match=rf"{name}.*SparsemaxWrapper the agent"):
+        SymbolGameMarg(sender, nn.Embedding(12, 5), lambda *_: None)(torch.randn(8, 5), None)
+
+
 def test_agents_of_several_symbols_are_refused_by_name(egg):
     def loss(*_):
         raise AssertionError("the loss is not reached")
