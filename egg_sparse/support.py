@@ -9,13 +9,16 @@ suits every game. A controller chooses the temperature T that the scores are div
 - From then on the support falls, but not below a floor f, which falls as training goes on. After every step, with the
   mean support s of the batch,
 
-      T <- max(min(1, T_first), T exp(clip(0.3 log(f / s), -0.01, 0.1))),
-      v <- clip(v + 0.05 log(f / s), 0, 5),    u = max(v, 1 - 1 / f).
+      T <- max(min(1, T_first), T exp(clip(0.3 log(f / s), -0.04, 0.1))),
+      v <- clip(v + 0.05 log(f / s), 0, 5),    u = max(v, w (1 - 1 / f) min(1, 4 f / s)).
 
   The temperature acts at once. The pressure u, an entropy coefficient in units of the loss (the spread of an example's
   losses over its messages), acts on what the sender learns: it balances the loss's own gradient, which otherwise makes
   the scores grow, and the temperature with them, until the sender hardly moves. It lasts as long as the floor asks for
-  several messages, 1 - 1 / f, and grows where the support is below the floor.
+  several messages, 1 - 1 / f, unless there are more than four times as many, and grows where the support is below.
+- Before the messages say anything, a small support would be the same for all inputs. So w = min(1, q / 0.3), where q is
+  the share of examples whose most probable message differs from that of the next example in the batch, averaged over
+  about 20 steps. As long as it is 0, there is no least pressure, and a floor that follows the loss hardly falls.
 """
 
 from __future__ import annotations
@@ -36,11 +39,13 @@ Floor = Callable[[int], float]
 _FIRST_SUPPORT = 64.0
 _LARGEST_SHARE = 0.9  # of all messages, that a first support or a floor asks for
 _LARGEST_TEMPERATURE = 2.0**30
-_TEMPERATURE_GAIN, _FASTEST_FALL, _FASTEST_RISE = 0.3, -0.01, 0.1
+_TEMPERATURE_GAIN, _FASTEST_FALL, _FASTEST_RISE = 0.3, -0.04, 0.1
 _PRESSURE_GAIN, _LARGEST_PRESSURE = 0.05, 5.0
 _FAST, _SLOW = 20, 100  # steps over which losses are averaged
 _STILL_FALLING = 0.5  # by how much the fast average is below the slow one, in mean deviations of a batch's loss
 _LEAST_PACE = 0.3  # of a floor whose loss still falls
+_ENOUGH_VARIETY, _SLOWEST_PACE = 0.3, 0.05  # of messages; of a floor as long as there is none
+_PRESSED_ABOVE = 4.0  # times the floor, up to which the least pressure is whole
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,11 @@ class FollowLoss:
     With the game's mean losses averaged over about 20 steps (fast) and 100 steps (slow), and the mean deviation d of a
     batch's loss, the floor is multiplied after every step by
 
-    .. math:: \exp\big(-(0.3 + 0.7\,\sigma(4 (0.5 - (\mathrm{slow} - \mathrm{fast}) / d))) / \mathrm{pace}\big) .
+    .. math::
+        \exp\big(-(0.05 + 0.95 w)\, (0.3 + 0.7\, \sigma(2 - 4\, (\mathrm{slow} - \mathrm{fast}) / d)) / \mathrm{pace}\big),
 
-    It needs no length of training. Where no game reports a loss, it falls as if learning had stalled.
+    with w as above: 0 as long as all examples have the same most probable message. It needs no length of training.
+    Where no game reports a loss, it falls as if learning had stalled.
 
     Args:
         start: the floor at first; None for the square root of the number of all messages, at most 16.
@@ -185,6 +192,7 @@ class SupportControl(nn.Module):
     pressure: torch.Tensor
     fall: torch.Tensor
     averages: torch.Tensor
+    variety: torch.Tensor
     step: torch.Tensor
 
     def __init__(self, floor: FollowLoss | Floor, first: float | None = None) -> None:
@@ -197,6 +205,8 @@ class SupportControl(nn.Module):
         self.register_buffer("fall", torch.zeros(()))
         #: of the loss: fast, slow, mean deviation; NaN before the first loss
         self.register_buffer("averages", torch.full((3,), math.nan))
+        #: share of examples whose most probable message is not that of the next one; NaN before the first step
+        self.register_buffer("variety", torch.tensor(math.nan))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._least_pressure: torch.Tensor | float = 0.0  # of the last step
         self._steps: int | None = 0  # the step on the host; None where it is to be read
@@ -280,8 +290,13 @@ class SupportControl(nn.Module):
             largest: the largest number of messages that it could have sent.
         """
         log_floor = self._log_floor(largest)
-        self._least_pressure = 1 - (-log_floor).exp()
+        variety = _mean(_differs_from_next(distribution.mode).to(self.fall))
+        variety = torch.where(self.variety.isnan(), variety, self.variety + (variety - self.variety) / _FAST)
+        self.variety.copy_(variety)
+        says_something = (variety / _ENOUGH_VARIETY).clamp(max=1)
         shortfall = log_floor - _mean(distribution.support_size.to(self.fall)).log()
+        self._least_pressure = says_something * (1 - (-log_floor).exp())
+        self._least_pressure *= (_PRESSED_ABOVE * shortfall.exp()).clamp(max=1)
         change = (_TEMPERATURE_GAIN * shortfall).clamp(_FASTEST_FALL, _FASTEST_RISE).exp()
         changed = (self.temperature * change).clamp(max=_LARGEST_TEMPERATURE)
         self.temperature.copy_(torch.maximum(changed, self.first.clamp(max=1)))
@@ -291,7 +306,8 @@ class SupportControl(nn.Module):
             falling = torch.nan_to_num((slow - fast) / deviation.clamp(min=1e-12))
             stalled = torch.sigmoid(4 * (_STILL_FALLING - falling))
             stalled = torch.where(fast.isnan(), 1.0, stalled)
-            self.fall -= (_LEAST_PACE + (1 - _LEAST_PACE) * stalled) / self.floor.pace
+            pace = (_LEAST_PACE + (1 - _LEAST_PACE) * stalled) * (_SLOWEST_PACE + (1 - _SLOWEST_PACE) * says_something)
+            self.fall -= pace / self.floor.pace
         self.step += 1
         self._steps = 1 + (self._steps or 0)
 
@@ -318,6 +334,13 @@ class SupportControl(nn.Module):
         """
         pressure = self.pressure if of_actions else self.pressure.clamp(min=self._least_pressure)
         return pressure * _mean(spread.to(self.pressure))
+
+
+def _differs_from_next(messages: torch.Tensor) -> torch.Tensor:
+    """``(B,)`` bool: whether an example's message is not that of the next one; True for a single example."""
+    if len(messages) == 1:
+        return torch.ones(1, dtype=torch.bool, device=messages.device)
+    return (messages != messages.roll(1, 0)).reshape(len(messages), -1).any(1)
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:

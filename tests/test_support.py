@@ -51,7 +51,7 @@ def test_the_rule():
     for step, sizes in enumerate([(1, 2), (1, 1), (9, 9), (3, 1), (1, 1), (9, 9), (9, 9)] * 3):
         floor = 8 * (2 / 8) ** min(1, step / 10)
         shortfall = math.log(floor / (sum(sizes) / 2))
-        temperature = max(1.0, temperature * math.exp(min(max(0.3 * shortfall, -0.01), 0.1)))
+        temperature = max(1.0, temperature * math.exp(min(max(0.3 * shortfall, -0.04), 0.1)))
         pressure = min(max(pressure + 0.05 * shortfall, 0), 5)
         control.observe(of_sizes(*sizes), largest=100)
         assert float(control.temperature) == pytest.approx(temperature, rel=1e-5)
@@ -241,16 +241,45 @@ def test_pressure_enters_the_gradient_and_not_the_loss():
 @pytest.mark.parametrize("support", [1, 1.2, 4, FollowLoss(start=9), Geometric(over=10, start=5)])
 def test_pressure_lasts_as_long_as_the_floor_asks_for_several_messages(support):
     """Also where the support is above the floor; not where losses are those of random actions."""
-    agent, x = Agent(5, 12), torch.zeros(16, 5)
+    agent, x = Agent(5, 12), torch.randn(16, 5)
     wrapper = SparsemaxWrapper(agent, support=support, temperature=1.0)
     with torch.no_grad():
-        agent.bias.zero_()  # all messages alike
+        agent.bias.zero_()
+        agent.weight *= 1e-3  # all messages nearly alike
     distribution = wrapper(x)
     assert (distribution.support_size == 12).all()
     floor = {FollowLoss: 9, Geometric: 5}.get(type(support), support)
     spread = torch.tensor([1.0, 3.0])
-    assert float(wrapper.control.entropy_coefficient(spread)) == pytest.approx(2 * (1 - 1 / floor), abs=1e-6)
+    wanted = 2 * (1 - 1 / floor) * min(1, 4 * floor / 12)
+    assert float(wrapper.control.entropy_coefficient(spread)) == pytest.approx(wanted, abs=1e-6)
     assert float(wrapper.control.entropy_coefficient(spread, of_actions=True)) == 0
+
+
+@pytest.mark.parametrize("messages", ["symbols", "one-hot", "sparsemap"])
+def test_nothing_presses_or_falls_before_messages_differ(messages):
+    """The share that differs is counted by hand; of a single example nothing can be said, and it counts as different."""
+    agent, x = Agent(5, 40), torch.randn(16, 5)
+    wrapper = WRAPPERS[messages](agent, temperature=1.0, support=FollowLoss(start=9))
+    spread = torch.ones(1)
+    with torch.no_grad():
+        weight = agent.weight.clone()
+        agent.weight.zero_()
+        agent.bias.copy_(torch.linspace(-0.01, 0.01, 40))
+    for _ in range(3):
+        wrapper(x)  # the same message for all
+    control = wrapper.control
+    assert float(control.variety) == 0
+    assert float(control.entropy_coefficient(spread)) == pytest.approx(float(control.pressure))
+    assert float(control.fall) == pytest.approx(-3 * 0.05 / 100)
+    with torch.no_grad():
+        agent.weight.copy_(weight)
+    modes = wrapper(x).mode.reshape(16, -1)
+    differ = sum(bool((modes[i] != modes[(i + 1) % 16]).any()) for i in range(16)) / 16
+    assert float(control.variety) == pytest.approx(differ / 20)
+    assert float(control.fall) == pytest.approx(-(3 * 0.05 + 0.05 + 0.95 * min(1, differ / 20 / 0.3)) / 100)
+    alone = WRAPPERS[messages](agent, temperature=1.0, support=4)
+    alone(x[:1])
+    assert float(alone.control.variety) == 1
 
 
 def test_learning_goes_on_where_a_fixed_temperature_stops():
