@@ -17,7 +17,7 @@ suits every game. A controller chooses the temperature T that the scores are div
   the scores grow, and the temperature with them, until the sender hardly moves. It lasts as long as the floor asks for
   several messages, 1 - 1 / f, unless there are more than four times as many, and grows where the support is below.
 - Before the messages say anything, a small support would be the same for all inputs. So w = min(1, q / 0.3), where q is
-  the share of examples whose most probable message differs from that of the next example in the batch, averaged over
+  the share of examples whose most probable message differs from that of the first example in the batch, averaged over
   about 20 steps. As long as it is 0, there is no least pressure, and a floor that follows the loss hardly falls.
 """
 
@@ -56,7 +56,7 @@ class FollowLoss:
     batch's loss, the floor is multiplied after every step by
 
     .. math::
-        \exp\big(-(0.05 + 0.95 w)\, (0.3 + 0.7\, \sigma(2 - 4\, (\mathrm{slow} - \mathrm{fast}) / d)) / \mathrm{pace}\big),
+        \exp\big(-(0.05 + 0.95 w) (0.3 + 0.7 \sigma(2 - 4 (\mathrm{slow} - \mathrm{fast}) / d)) / \mathrm{pace}\big),
 
     with w as above: 0 as long as all examples have the same most probable message. It needs no length of training.
     Where no game reports a loss, it falls as if learning had stalled.
@@ -205,7 +205,7 @@ class SupportControl(nn.Module):
         self.register_buffer("fall", torch.zeros(()))
         #: of the loss: fast, slow, mean deviation; NaN before the first loss
         self.register_buffer("averages", torch.full((3,), math.nan))
-        #: share of examples whose most probable message is not that of the next one; NaN before the first step
+        #: share of examples whose most probable message is not that of the first one; NaN before the first step
         self.register_buffer("variety", torch.tensor(math.nan))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._least_pressure: torch.Tensor | float = 0.0  # of the last step
@@ -290,7 +290,7 @@ class SupportControl(nn.Module):
             largest: the largest number of messages that it could have sent.
         """
         log_floor = self._log_floor(largest)
-        variety = _mean(_differs_from_next(distribution.mode).to(self.fall))
+        variety = _mean(_differs_from_first(distribution.mode).to(self.fall))
         variety = torch.where(self.variety.isnan(), variety, self.variety + (variety - self.variety) / _FAST)
         self.variety.copy_(variety)
         says_something = (variety / _ENOUGH_VARIETY).clamp(max=1)
@@ -314,8 +314,6 @@ class SupportControl(nn.Module):
     @torch.no_grad()
     def follow(self, losses: torch.Tensor) -> None:
         """Takes account of the losses ``(B,)`` of a training step, of all processes together."""
-        if not isinstance(self.floor, FollowLoss):
-            return
         loss = _mean(losses.to(self.fall))
         fast, slow, deviation = self.averages
         first = fast.isnan()
@@ -336,18 +334,28 @@ class SupportControl(nn.Module):
         return pressure * _mean(spread.to(self.pressure))
 
 
-def _differs_from_next(messages: torch.Tensor) -> torch.Tensor:
-    """``(B,)`` bool: whether an example's message is not that of the next one; True for a single example."""
-    if len(messages) == 1:
+def _differs_from_first(messages: torch.Tensor) -> torch.Tensor:
+    """``(B,)`` bool: whether an example's message is not that of the first example, of all processes.
+
+    True for a single example, of which nothing can be said.
+    """
+    if len(messages) == 1 and not _has_several_processes():
         return torch.ones(1, dtype=torch.bool, device=messages.device)
-    return (messages != messages.roll(1, 0)).reshape(len(messages), -1).any(1)
+    first = messages[:1].clone()
+    if _has_several_processes():
+        torch.distributed.broadcast(first, 0)
+    return (messages != first).reshape(len(messages), -1).any(1)
+
+
+def _has_several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:
     """The mean of the values ``(B,)`` of all processes."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if not _has_several_processes():
         return values.mean()
     total = torch.stack((values.sum(), torch.full_like(values.sum(), len(values))))
-    distributed.all_reduce(total)
+    torch.distributed.all_reduce(total)
     return total[0] / total[1]

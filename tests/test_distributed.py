@@ -147,6 +147,7 @@ SGD = ["--optimizer=sgd", "--lr=0.01"]
 ENTRIES = {
     "signal_game": ["--mode=marg", *SGD, "--batches_per_epoch=50", "--n_epochs=2", "--vocab_size=30", "--game_size=4"],
     "bit_vector_vae": [
+        "--temperature=1",
         "--mode=sparsemap",
         "--optimizer=sgd",
         "--lr=0.0001",

@@ -388,6 +388,23 @@ def test_zoo_games(entry):
     assert lines(mended.stdout)[0]["intervention_message"]["label_entropy"] == pytest.approx(8)
 
 
+@describes("The zoo's `mnist_classification` fails")
+def test_mnist_classification(entry, monkeypatch):
+    strategy = core.LoggingStrategy(store_sender_input=False)
+    agents = core.GumbelSoftmaxWrapper(Sender(4, 6)), nn.Linear(6, 4), squared_error
+
+    def build():
+        return core.SymbolGameGS(*agents, logging_strategy=strategy)
+
+    with pytest.raises(TypeError) as error:
+        build()
+    assert entry.quotes(error.value)
+    monkeypatch.setattr(core, "SymbolGameGS", core.SymbolGameGS)
+    entry.workaround()
+    game = build()
+    assert game.train_logging_strategy is game.test_logging_strategy is strategy
+
+
 @describes("`torchrun` needs GPUs")
 def test_torchrun(entry):
     # the port is one that nobody listens on: a single process asks the operating system for it

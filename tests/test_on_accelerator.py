@@ -319,6 +319,7 @@ def test_games(accelerator, name):
     seeded(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if name.startswith("auto, chunks") else "error", RuntimeWarning)
+        warnings.filterwarnings("ignore", "the loss reports scalar as one number per batch")
         on_cpu = GAMES[name]().double()
         on_device = copy.deepcopy(on_cpu)
         optimizers = [torch.optim.Adam(game.parameters()) for game in (on_cpu, on_device)]
