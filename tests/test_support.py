@@ -257,7 +257,7 @@ def test_pressure_lasts_as_long_as_the_floor_asks_for_several_messages(support):
 
 @pytest.mark.parametrize("messages", ["symbols", "one-hot", "sparsemap"])
 def test_nothing_presses_or_falls_before_messages_differ(messages):
-    """The share that differs is counted by hand; of a single example nothing can be said, and it counts as different."""
+    """The share that differs is counted by hand. A single example counts as different: nothing can be said of it."""
     agent, x = Agent(5, 40), torch.randn(16, 5)
     wrapper = WRAPPERS[messages](agent, temperature=1.0, support=FollowLoss(start=9))
     spread = torch.ones(1)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
-from egg_sparse.callbacks import EpochSetter, StepTemperature, SupportSchedule
+from egg_sparse.callbacks import EpochSetter, StepTemperature
 from egg_sparse.estimators import SymbolSampler
 from egg_sparse.zoo import pictures, training
 from egg_sparse.zoo.options import ZooParser, number
@@ -61,7 +61,8 @@ def build_parser() -> ZooParser:
     option("--topk", type=count, default=1, help=f"sumsample: {summed} (default: 1)")
     training.add_baseline_option(parser)
     training.add_gumbel_options(parser, decay=1e-4)
-    training.add_temperature_option(parser, MODES)
+    divided = "what the classifier's scores are divided by"
+    option("--temperature", type=number(float, above=0), default=1.0, help=f"{divided} (default: 1.0)")
     sources = "scikit-learn's digits, or torchvision's MNIST with the paper's split"
     option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
     option("--data_root", default="data", help="mnist: torchvision's folder, filled by download if empty")
@@ -237,11 +238,11 @@ def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGam
     options: dict[str, Any] = {"sender_entropy_coeff": opts.entropy_coeff, **training.quiet_logging()}
     game: nn.Module
     if opts.mode in ("marg", "sumsample"):
-        sender = SparsemaxWrapper(classifier, opts.normalizer, **training.support_options(opts))
+        sender = SparsemaxWrapper(classifier, opts.normalizer, temperature=opts.temperature)
         bounded: dict[str, Any] = {"max_support": training.max_support(opts), "bound": "sum_and_sample"}
         game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", **bounded, **options)
     else:
-        sampler = SymbolSampler(classifier, opts.temperature or 1.0)
+        sampler = SymbolSampler(classifier, opts.temperature)
         game = training.sampling_game(opts, sampler, vae, elbo_loss, n_pixels, **options)
     loss = classification_loss(opts.normalizer)
     weight = len(split.unlabeled) / len(split.labeled)
@@ -299,8 +300,7 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
     """Tests agents, however they were trained: the most probable class, and the exact negative ELBO under the
     distribution that they were trained with.
     """
-    temperature = game.game.sender.temperature if training.controls_support(opts) else opts.temperature or 1.0
-    sender = SparsemaxWrapper(game.classifier, opts.normalizer, temperature=temperature)
+    sender = SparsemaxWrapper(game.classifier, opts.normalizer, temperature=opts.temperature)
     exact = SymbolGameMarg(
         sender,
         game.vae,
@@ -417,8 +417,6 @@ def train(
     callbacks: list[Any] = [
         training.ValidationAsTrained(lambda device: play_as_trained(game, loaders["validation"], device))
     ]
-    if training.controls_support(opts):
-        callbacks.append(SupportSchedule(game.game.sender))
     if opts.mode == "gs":
         decay, steps = opts.temperature_decay, opts.temperature_update_freq
         callbacks.append(StepTemperature(game.game.sender, len(loaders["train"]), decay, update_frequency=steps))
