@@ -345,7 +345,7 @@ def play(name: str, column: str, seed: int, part: float) -> dict[str, float] | N
     steps = len(setup.train) * setup.epochs  # type: ignore[arg-type]
     senders = senders_of(game)
     if column == "exact, schedule":
-        callbacks += [SupportSchedule(sender, over=0.7 * steps / len(senders)) for sender in senders]
+        callbacks += [SupportSchedule(sender, over=0.4 * steps / len(senders)) for sender in senders]
     if setup.annealing and column in ("Gumbel-Softmax", "straight-through"):
         decay, minimum = setup.annealing
         callbacks.append(core.TemperatureUpdater(game.sender, decay=decay, minimum=minimum))

@@ -372,7 +372,7 @@ class TemperatureSchedule(host.core.Callback):
 
 
 class SupportSchedule(host.core.Callback):
-    """Lets a sender's support fall over the whole training, whose length the Trainer knows and the sender does not.
+    """Lets a sender's support fall over 40 % of the training, whose length the Trainer knows and the sender does not.
 
     The floor under the mean support falls geometrically (:class:`egg_sparse.support.Geometric`).
 
@@ -380,7 +380,7 @@ class SupportSchedule(host.core.Callback):
         sender: the wrapper: SparsemaxWrapper, TopKSparsemaxWrapper or SparseMAPBitVectorWrapper.
         start: the floor at first.
         end: the floor in the end.
-        over: the number of the sender's training steps in which it falls; None for 70 % of them, by EGG's option
+        over: the number of the sender's training steps in which it falls; None for 40 % of them, by EGG's option
             ``--n_epochs``, the length of the training data and, in a population, the number of senders.
 
     Raises:
@@ -416,5 +416,5 @@ class SupportSchedule(host.core.Callback):
             game = getattr(trainer_instance.game, "module", trainer_instance.game)
             sampler = getattr(game, "agents_loss_sampler", None)
             n_senders = len(getattr(sampler, "senders", [self.sender]))
-            over = max(1.0, 0.7 * batches * host.core.get_opts().n_epochs / n_senders)
+            over = max(1.0, 0.4 * batches * host.core.get_opts().n_epochs / n_senders)
         self.sender.support = Geometric(over, self.start, self.end)

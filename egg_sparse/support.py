@@ -107,7 +107,7 @@ class Geometric:
     r"""A floor that falls geometrically, :math:`\mathrm{start}\,(\mathrm{end} / \mathrm{start})^{t / \mathrm{over}}`.
 
     Args:
-        over: the number of steps in which it falls; 70 % of the training is a good choice.
+        over: the number of steps in which it falls; 40 % of the training is a good choice.
         start: the floor at first.
         end: the floor in the end, and from then on.
 

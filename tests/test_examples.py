@@ -3,10 +3,13 @@
 import argparse
 import difflib
 import importlib
+import itertools
 import json
 import math
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -235,3 +238,24 @@ class TestData:
             places += labels.tolist()
         assert seen == set(range(60))
         assert min(places.count(place) for place in range(4)) > 40
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_swaps_plays_examples_and_small_games(tmp_path):
+    """EGG has no REINFORCE game of a population of one symbol, no Gumbel-Softmax game of a loss without a gradient."""
+    script, file = EXAMPLES.parent / "benchmarks" / "swap_games.py", tmp_path / "runs.json"
+    games = ("population", "guess_number non_diff", "guess")
+    columns = ("Gumbel-Softmax", "REINFORCE", "exact, schedule")
+    options = ["--quick", "--seeds=1", "--games", ",".join(games), "--columns", ";".join(columns), "--out", str(file)]
+    subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+
+    def refuse(constant):
+        raise ValueError(f"JSON has no {constant}")
+
+    runs = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)["runs"]
+    missing = {("population", "REINFORCE"), ("guess_number non_diff", "Gumbel-Softmax")}
+    assert {(run["game"], run["column"]) for run in runs} == {*itertools.product(games, columns)} - missing
+    for run in runs:
+        exact = run["column"] == "exact, schedule"
+        assert 0 <= run["success"] <= 1
+        assert (run["receiver_calls"] > 1) == exact == (run["support"] is not None)

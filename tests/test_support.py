@@ -328,7 +328,7 @@ def test_a_collapse_is_named_once():
         trained(game, 250)
 
 
-def test_a_schedule_over_the_whole_training():
+def test_a_schedule_over_two_fifths_of_the_training():
     host.core.init(params=["--n_epochs=4", "--random_seed=1", "--lr=0.01"])
     game = SymbolGameMarg(SparsemaxWrapper(Agent(5, 40)), Receiver(40, 5), squared_distance)
     data = [(torch.randn(16, 5), torch.zeros(16))] * 10
@@ -336,14 +336,14 @@ def test_a_schedule_over_the_whole_training():
         game, host.core.build_optimizer(game.parameters()), data, callbacks=[SupportSchedule(game.sender, 9, 2)]
     ).train(4)
     found = game.sender.support
-    assert (found.over, found.start, found.end) == (pytest.approx(28), 9, 2)
+    assert (found.over, found.start, found.end) == (pytest.approx(16), 9, 2)
     assert int(game.sender.control.step) == 40
     senders = [SparsemaxWrapper(Agent(5, 40)) for _ in range(4)]
     sampler = host.core.UniformAgentSampler(senders, [Receiver(40, 5)], [squared_distance])
     population = host.core.PopulationGame(CommunicationMarg(), sampler)
     callbacks = [SupportSchedule(sender) for sender in senders]
     host.core.Trainer(population, torch.optim.Adam(population.parameters()), data, callbacks=callbacks).train(1)
-    assert [sender.support.over for sender in senders] == [pytest.approx(7)] * 4
+    assert [sender.support.over for sender in senders] == [pytest.approx(4)] * 4
     with pytest.raises(TypeError, match=r"sender .*Linear"):
         SupportSchedule(nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"over .*length"):
