@@ -14,8 +14,9 @@ suits every game. A controller chooses the temperature T that the scores are div
 
   The temperature acts at once. The pressure u, an entropy coefficient in units of the loss (the spread of an example's
   losses over its messages), acts on what the sender learns: it balances the loss's own gradient, which otherwise makes
-  the scores grow, and the temperature with them, until the sender hardly moves. It lasts as long as the floor asks for
-  several messages, 1 - 1 / f, unless there are more than four times as many, and grows where the support is below.
+  the scores grow, and the temperature with them, until the sender hardly moves. v grows where the support is below the
+  floor. The second term, the least pressure, shrinks with the floor, and further where the support is more than four
+  times the floor.
 - Before the messages say anything, a small support would be the same for all inputs. So w = min(1, q / 0.3), where q is
   the share of examples whose most probable message differs from that of the first example in the batch, averaged over
   about 20 steps. As long as it is 0, there is no least pressure, and a floor that follows the loss hardly falls.

@@ -302,14 +302,15 @@ SUMMING_MODES = ("marg", "sparsemap", "topksparse")
 
 def add_temperature_option(parser: ZooParser, modes: tuple[str, ...], *aliases: str, otherwise: float = 1.0) -> None:
     """The option ``--temperature`` of an experiment with these modes, and what holds without it."""
-    controlled = " and ".join(mode for mode in modes if mode in SUMMING_MODES)
+    names = {"marg": "marg with a sparse normalizer"}
+    controlled = " and ".join(names.get(mode, mode) for mode in modes if mode in SUMMING_MODES)
     parser.add_argument(
         "--temperature",
         *aliases,
         type=number(float, above=0),
         default=None,
-        help=f"the sender's scores are divided by it (default: {controlled} let a support that falls over the training "
-        f"choose it, other modes {otherwise:g})",
+        help=f"what the sender's scores are divided by (default: chosen by support control in {controlled}, "
+        f"else {otherwise:g})",
     )
 
 

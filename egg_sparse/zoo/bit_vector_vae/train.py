@@ -57,13 +57,13 @@ def build_parser() -> ZooParser:
     option("--mode", choices=MODES, default="sparsemap", help="how the sender learns (default: sparsemap)")
     option("--latent_size", type=count, default=32, help="bits of a message (default: 32)")
     option("--budget", type=number(int, at_least=0), default=None, help="sparsemap: at most so many bits are on")
-    decompositions = ", ".join(DECOMPOSITIONS)
-    option("--decomposition", choices=DECOMPOSITIONS, default="systematic", help=f"sparsemap: {decompositions}")
+    listed = f"{', '.join(DECOMPOSITIONS)} (default: systematic)"
+    option("--decomposition", choices=DECOMPOSITIONS, default="systematic", help=f"sparsemap: {listed}")
     option("--topksparse", type=count, default=10, help="topksparse: k, of the k best bit-vectors (default: 10)")
     bounded = "sum over at most so many bit-vectors exactly, and sample one of the others"
     option("--max_support", type=count, default=None, help=f"sparsemap, topksparse: {bounded}")
     training.add_temperature_option(parser, MODES)
-    ends = "what it is at the last epoch, on a line from --temperature (default: the same)"
+    ends = "the temperature at the last epoch, on a line from --temperature or from 1 (default: the same)"
     option("--temperature_end", type=number(float, above=0), default=None, help=f"sparsemap, topksparse: {ends}")
     entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
     option("--entropy_coeff", type=not_negative, default=1.0, help=f"{entropy} (default: 1)")
@@ -77,7 +77,7 @@ def build_parser() -> ZooParser:
     option(
         "--data_root", default="data", help="mnist, fashion-mnist: torchvision's folder, filled by download if empty"
     )
-    estimates = "of the test's likelihood: see docs/results.md"
+    estimates = "how the test's likelihood is estimated: see this experiment's README"
     option("--nll", choices=ESTIMATES, default="disjoint", help=f"{estimates} (default: disjoint)")
     samples = "importance samples per test image"
     option("--nll_samples", type=count, default=1024, help=f"{samples} (default: 1024)")

@@ -86,7 +86,7 @@ def _add_method_options(parser: ZooParser) -> None:
     summed = "symbols that are summed exactly, beside a sampled one"
     option("--topk", type=number(int, at_least=1), default=10, help=f"sumsample: {summed} (default: 10)")
     entropy = "coefficient of the acting agents' entropy in nats; not in gs"
-    default = f"{ENTROPY_COEFF}, or 0 in marg without a --temperature"
+    default = f"0 where marg controls its support, else {ENTROPY_COEFF}"
     option("--entropy_coeff", type=not_negative, default=None, help=f"{entropy} (default: {default})")
     losses = "negative log-likelihood, or accuracy of a sampled guess"
     option("--loss_type", choices=("nll", "acc"), default="nll", help=f"sfe: {losses} (default: nll)")
