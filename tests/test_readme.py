@@ -38,10 +38,15 @@ def test_swap_in_example(version, tmp_path):
     last = json.loads(result.stdout.splitlines()[-1])
     understood = round(last["acc"] * 32)
     said = re.search(
-        r"ends with (\d+) of the 32 objects .*?the second with (\d+), the third with (\d+)", README, re.DOTALL
+        r"understands (\d+) of the 32 objects.*?all (\d+)\s+with a support of ([\d.]+).*?all (\d+)\s+with ([\d.]+)\.\s",
+        README,
+        re.DOTALL,
     )
-    assert abs(understood - int(said[version + 1])) <= 4, "other versions of torch may draw other numbers"
-    assert ("support" in last) == bool(version)
+    assert abs(understood - int(said[(1, 2, 4)[version]])) <= 4, "other versions of torch may draw other numbers"
+    if version == 0:
+        assert "support" not in last
+    else:
+        assert last["support"] == pytest.approx(float(said[(3, 5)[version - 1]]), rel=0.3)
 
 
 def test_python_in_the_docs_runs():
