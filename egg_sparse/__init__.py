@@ -2,7 +2,7 @@
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games import CommunicationMarg, SymbolGameMarg
-from egg_sparse.marginalize import marginalize
+from egg_sparse.games.marginalize import marginalize
 from egg_sparse.version import __version__
 from egg_sparse.wrappers import SparseMAPBitVectorWrapper, SparsemaxWrapper, TopKSparsemaxWrapper
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egg_sparse import SparseDistribution
-from egg_sparse.estimators import sum_and_sample
+from egg_sparse.mappings.resampling import sum_and_sample
 
 
 def symbols(probs=((0.6, 1.0, 0.5), (0.3, 0.0, 0.5), (0.1, 0.0, 0.0)), dtype=torch.float64):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import CommunicationMarg, SparsemaxWrapper, SymbolGameMarg
-from egg_sparse.strategies import vmap_can_be_recomputed
+from egg_sparse.games.strategies import vmap_can_be_recomputed
 
 
 def fixed_sender(agent, *args, **options):

@@ -26,8 +26,8 @@ from egg_sparse.estimators import (
     SymbolGameScoreFunction,
     SymbolSampler,
 )
-from egg_sparse.estimators.sum_and_sample import sum_and_sample
-from egg_sparse.strategies import vmap_can_be_recomputed
+from egg_sparse.games.strategies import vmap_can_be_recomputed
+from egg_sparse.mappings.resampling import sum_and_sample
 
 
 def waits(counted):

@@ -3,7 +3,6 @@
 from egg_sparse.estimators.families import BitVectors, BitVectorSampler, Symbols, SymbolSampler
 from egg_sparse.estimators.relaxation import RelaxedWrapper, SymbolGameRelaxed
 from egg_sparse.estimators.score_function import NeuralBaseline, SymbolGameScoreFunction
-from egg_sparse.estimators.sum_and_sample import sum_and_sample
 
 __all__ = [
     "BitVectorSampler",
@@ -14,5 +13,4 @@ __all__ = [
     "SymbolGameScoreFunction",
     "SymbolSampler",
     "Symbols",
-    "sum_and_sample",
 ]

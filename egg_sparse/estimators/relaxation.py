@@ -12,7 +12,7 @@ from torch import nn
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.families import BitVectors, Symbols
 from egg_sparse.estimators.score_function import sampled_from
-from egg_sparse.one_message_game import OneMessageGame, Option, of_first_row, one_of, reported
+from egg_sparse.games.base import OneMessageGame, Option, of_first_row, one_of, reported
 
 
 class RelaxedWrapper(nn.Module):

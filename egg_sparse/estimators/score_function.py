@@ -10,7 +10,7 @@ from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.families import BitVectors, Symbols
-from egg_sparse.one_message_game import OneMessageGame, Option, check_count, one_of, reported
+from egg_sparse.games.base import OneMessageGame, Option, check_count, one_of, reported
 
 BASELINES = ("none", "running_mean", "sample", "leave_one_out")
 

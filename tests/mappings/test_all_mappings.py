@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper
-from egg_sparse.estimators.sum_and_sample import sum_and_sample
 from egg_sparse.mappings import arrays as small_arrays
 from egg_sparse.mappings import (
     entmax,
@@ -19,6 +18,7 @@ from egg_sparse.mappings import (
     topk_bit_vectors,
     topk_sparsemax,
 )
+from egg_sparse.mappings.resampling import sum_and_sample
 
 
 class UpToHalf:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from egg_sparse import checks, host
+from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.estimators.sum_and_sample import score_of_sample, sum_and_sample
-from egg_sparse.mappings.resampling import resample
-from egg_sparse.one_message_game import ByIdentity, OneMessageGame, Option, check_count, of_first_row, one_of, reported
-from egg_sparse.strategies import Played, Round
+from egg_sparse.games import checks
+from egg_sparse.games.base import ByIdentity, OneMessageGame, Option, check_count, of_first_row, one_of, reported
+from egg_sparse.games.strategies import Played, Round
+from egg_sparse.mappings.resampling import resample, score_of_sample, sum_and_sample
 from egg_sparse.wrappers import asking_for_distributions
 
 #: The largest support that is summed exactly in training, by default: the vocabulary of the paper's signal game.

@@ -11,7 +11,7 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.games import CommunicationMarg, SymbolGameMarg
-from egg_sparse.snapshot import Snapshot
+from egg_sparse.games.snapshot import Snapshot
 from egg_sparse.wrappers import ScoringWrapper, SparsemaxWrapper
 
 

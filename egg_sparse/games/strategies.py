@@ -3,7 +3,7 @@
 Three strategies, one result. ``vmap`` maps the plain call over the rows of the support, ``gather`` plays only the
 (message, example) pairs of non-zero probability, ``loop`` calls the receiver once per row. The slow, obvious
 version that they must equal is ``loop`` over the whole vocabulary. All of them need losses in which no example depends
-on the messages of other examples; ``egg_sparse.checks.change_by_others`` finds out.
+on the messages of other examples; ``egg_sparse.games.checks.change_by_others`` finds out.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from egg_sparse import checks
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.snapshot import Snapshot, holds_vmapped_tensor, is_lazy
+from egg_sparse.games import checks
+from egg_sparse.games.snapshot import Snapshot, holds_vmapped_tensor, is_lazy
 
 logger = logging.getLogger("egg_sparse")
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from egg_sparse.snapshot import Snapshot
+from egg_sparse.games.snapshot import Snapshot
 
 
 def looks_like_action(output: Any) -> bool:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from egg_sparse import host, strategies
+from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.games import strategies
 
 T = TypeVar("T")
 
