@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,7 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
-from egg_sparse.estimators import NeuralBaseline, RelaxedWrapper, SymbolGameRelaxed, SymbolGameScoreFunction
-from egg_sparse.zoo import checkpoints, faults, pictures, run_folder
+from egg_sparse.zoo import checkpoints, faults, pictures, resume, run_folder
 from egg_sparse.zoo.options import Terminated, ZooParser, number, require
 
 core = host.core
@@ -41,136 +39,6 @@ def add_run_options(parser: ZooParser, experiment: str) -> None:
     option("--deterministic", action="store_true", help="deterministic algorithms alone, also on a GPU; slower there")
     option("--evaluate", action="store_true", help="test --load_from_checkpoint with the options in its run folder")
     option("--debug", action="store_true", help="show the traceback of an error")
-
-
-def add_gumbel_options(parser: ZooParser, decay: float = 1e-5) -> None:
-    option, not_negative, positive = parser.add_argument, number(float, at_least=0), number(float, above=0)
-    option("--gs_tau", type=positive, default=1.0, help="gs: first temperature (default: 1.0)")
-    option("--straight_through", action="store_true", help="gs: discrete messages in the forward pass")
-    rule = "gs: r in the temperature max(0.5, gs_tau exp(-r t)) at step t"
-    option("--temperature_decay", type=not_negative, default=decay, help=f"{rule} (default: {decay})")
-    steps = "gs: steps between changes of the temperature"
-    option("--temperature_update_freq", type=number(int, at_least=1), default=1000, help=f"{steps} (default: 1000)")
-
-
-BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
-"""Of the VAEs' score function: ``--baseline_type`` -> what ``SymbolGameScoreFunction`` calls it."""
-
-
-def add_baseline_option(parser: ZooParser) -> None:
-    baselines = "running mean, the loss of a second sample, or none"
-    parser.add_argument(
-        "--baseline_type", choices=tuple(BASELINES), default="runavg", help=f"sfe: {baselines} (default: runavg)"
-    )
-
-
-def sampling_game(
-    opts: argparse.Namespace, sampler: Any, receiver: nn.Module, loss: Any, n_inputs: int, **options: Any
-) -> nn.Module:
-    """The game of mode sfe, nvil or gs.
-
-    Args:
-        opts: all options.
-        sampler: of the sender's messages.
-        receiver: plays with them.
-        loss: of the game.
-        n_inputs: features of the sender's input, which NVIL's baseline reads.
-        options: of the game.
-    """
-    if opts.mode == "gs":
-        relaxed = RelaxedWrapper(sampler, opts.gs_tau, straight_through=opts.straight_through)
-        return SymbolGameRelaxed(relaxed, receiver, loss, **options)
-    baseline = NeuralBaseline(n_inputs) if opts.mode == "nvil" else BASELINES[opts.baseline_type]
-    return SymbolGameScoreFunction(sampler, receiver, loss, baseline, **options)
-
-
-TRAINING_OPTIONS = (
-    "batch_size",
-    "checkpoint_dir",
-    "checkpoint_freq",
-    "fp16",
-    "keep",
-    "lr",
-    "lr_schedule",
-    "n_epochs",
-    "on_nan",
-    "optimizer",
-    "random_seed",
-    "tensorboard",
-    "update_freq",
-    "validation_freq",
-    "weight_decay",
-)
-"""Options that have no effect with ``--evaluate``."""
-
-
-def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
-    """The options; with ``--evaluate`` or ``--resume``, those of the run that is meant, and what is given."""
-    opts = core.init(parser, params)
-    if opts.resume:
-        opts.out = opts.resume
-    if opts.distributed_context.is_distributed:
-        opts.random_seed = _common_seed(opts)
-    if opts.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    if not opts.evaluate:
-        _find_checkpoint(opts)
-    return opts
-
-
-def _common_seed(opts: argparse.Namespace) -> int:
-    """The leading process's seed: ``core.init`` gives every process one of its own, but they share their batches."""
-    if opts.cuda:
-        torch.cuda.set_device(opts.distributed_context.local_rank)
-    seeds = [opts.random_seed]
-    torch.distributed.broadcast_object_list(seeds, src=0)
-    return seeds[0]
-
-
-def _find_checkpoint(opts: argparse.Namespace) -> None:
-    """Where a run goes on by itself, with --resume or --preemptable: the checkpoint that it goes on from."""
-    if opts.preemptable:
-        root = opts.checkpoint_dir or (pathlib.Path(opts.out) / run_folder.CHECKPOINTS if opts.out else None)
-        if root is None:
-            raise ValueError("--preemptable needs --out or --checkpoint_dir, where the job finds its checkpoints again")
-        pathlib.Path(root).mkdir(parents=True, exist_ok=True)
-        folders = [_preemptive_folder(root)]
-    elif opts.resume:
-        root = pathlib.Path(opts.checkpoint_dir or pathlib.Path(opts.resume) / run_folder.CHECKPOINTS)
-        # a job of SLURM, started with --preemptable, has its checkpoints in a folder of its own
-        folders = [root, *sorted(folder for folder in root.glob("*") if folder.is_dir())]
-    else:
-        return
-    found = [newest for folder in folders if (newest := checkpoints.newest(folder))]
-    opts.checkpoint_dir = str(folders[0])
-    if found:
-        checkpoint, _ = max(found, key=lambda each: each[1])
-        opts.load_from_checkpoint, opts.checkpoint_dir = str(checkpoint), str(checkpoint.parent)
-    elif opts.resume:
-        print(f"# no checkpoint in {root}: the run begins again", file=sys.stderr, flush=True)
-
-
-def _preemptive_folder(root: str | pathlib.Path) -> pathlib.Path:
-    if "SLURM_JOB_ID" not in os.environ:
-        return pathlib.Path(root)  # the restarted job finds the same one
-    distributed = importlib.import_module(f"{core.__name__}.distributed")
-    return distributed.get_preemptive_checkpoint_dir(root)
-
-
-def warn_unused(
-    parser: ZooParser,
-    opts: argparse.Namespace,
-    data_options: Mapping[str, tuple[str, ...]],
-    mode_options: Mapping[str, tuple[str, ...]],
-) -> None:
-    """One warning for every given option that has no effect in this mode, with this data or in a mere test."""
-    if opts.evaluate:
-        parser.warn_unused(TRAINING_OPTIONS, "with --evaluate")
-    parser.warn_unused([name for name, modes in mode_options.items() if opts.mode not in modes], f"in mode {opts.mode}")
-    parser.warn_unused(
-        [name for name, sources in data_options.items() if opts.data not in sources], f"with --data {opts.data}"
-    )
 
 
 def part_of_batch(opts: argparse.Namespace) -> tuple[int, int]:
@@ -199,35 +67,6 @@ def quiet_logging() -> dict[str, Any]:
         )
         for phase in ("train", "test")
     }
-
-
-def load_for_evaluation(opts: argparse.Namespace, game: nn.Module) -> None:
-    """Checks that the checkpoint fits, if there is one, and loads its weights where nothing is left but to test them.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no checkpoint, or one that does not fit game, ``--n_epochs`` or
-            ``--optimizer``.
-    """
-    if not opts.load_from_checkpoint:
-        return
-    path = opts.load_from_checkpoint
-    checkpoint = host.load_checkpoint(path)
-    host.check_architecture(game, checkpoint.model_state_dict, path)
-    if not opts.evaluate:
-        if opts.n_epochs < checkpoint.epoch:
-            raise ValueError(
-                f"nothing is left to train: --n_epochs must be above {checkpoint.epoch}, the epochs that {path} has "
-                f"been trained for, got {opts.n_epochs}"
-            )
-        groups = checkpoint.optimizer_state_dict.get("param_groups", [])
-        if any(_OWN_OPTION[opts.optimizer] not in group for group in groups):
-            raise ValueError(f"--optimizer must be that of {path}, whose state it goes on with, got {opts.optimizer}")
-    if opts.evaluate or checkpoint.epoch == opts.n_epochs:
-        game.load_state_dict(checkpoint.model_state_dict)
-
-
-_OWN_OPTION = {"adam": "betas", "sgd": "momentum", "adagrad": "lr_decay"}
-"""An option in the state of each optimizer that the others do not have."""
 
 
 def build_optimizer(
@@ -259,29 +98,6 @@ def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -
     )
 
 
-def set_options(
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    options: list[dict[str, Any]],
-    epoch: int,
-) -> None:
-    """Gives an optimizer and its schedule options of this run, where a checkpoint has brought those of its own.
-
-    Args:
-        optimizer: what was loaded.
-        schedule: the schedule of its learning rate, which was loaded too.
-        options: the options of each group of parameters, with the learning rate of the first epoch as ``initial_lr``.
-        epoch: how many epochs have been trained.
-    """
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
-    schedule.base_lrs = [own["initial_lr"] for own in options]
-    schedule.last_epoch = epoch
-    rates = [rate * factor(epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
 class ValidationAsTrained(host.core.Callback):
     """Adds figures of the messages that are trained with to those of the most probable ones that EGG validates.
 
@@ -294,51 +110,6 @@ class ValidationAsTrained(host.core.Callback):
 
     def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
         logs.aux.update(self.play(self.trainer.device))
-
-
-SUMMING_MODES = ("marg", "sparsemap", "topksparse")
-"""The modes that sum over all messages of non-zero probability."""
-
-
-def add_temperature_option(parser: ZooParser, modes: tuple[str, ...], *aliases: str, otherwise: float = 1.0) -> None:
-    """The option ``--temperature`` of an experiment with these modes, and what holds without it."""
-    names = {"marg": "marg with a sparse normalizer"}
-    controlled = " and ".join(names.get(mode, mode) for mode in modes if mode in SUMMING_MODES)
-    parser.add_argument(
-        "--temperature",
-        *aliases,
-        type=number(float, above=0),
-        default=None,
-        help=f"what the sender's scores are divided by (default: chosen by support control in {controlled}, "
-        f"else {otherwise:g})",
-    )
-
-
-def controls_support(opts: argparse.Namespace) -> bool:
-    """Whether the sender's temperature follows from a floor under its support, which falls over the training."""
-    fixed = opts.temperature is not None or getattr(opts, "temperature_end", None) is not None
-    return opts.mode in SUMMING_MODES and getattr(opts, "normalizer", "") != "softmax" and not fixed
-
-
-def support_options(opts: argparse.Namespace, otherwise: float = 1.0) -> dict[str, Any]:
-    """The options ``temperature`` and ``support`` of the wrapper of a sender that sums over messages."""
-    if controls_support(opts):
-        return {}
-    return {"temperature": otherwise if opts.temperature is None else opts.temperature, "support": None}
-
-
-def trained_messages(opts: argparse.Namespace) -> str:
-    """Which messages a mode is trained with, in the words of a curve's label."""
-    if opts.mode == "gs":
-        return "sampled" if opts.straight_through else "relaxed"
-    if opts.mode in ("sfe", "nvil"):
-        return "sampled"
-    return "expected" if max_support(opts) is None else "sampled in part"
-
-
-def max_support(opts: argparse.Namespace) -> int | None:
-    """The largest support that a mode that sums over messages sums exactly in training; None for any."""
-    return opts.topk if opts.mode == "sumsample" else getattr(opts, "max_support", None)
 
 
 @dataclass
@@ -494,7 +265,7 @@ def _train(
         callbacks=all_callbacks,
     )
     if opts.load_from_checkpoint:
-        set_options(optimizer, schedule, options, trainer.start_epoch)
+        resume.set_options(optimizer, schedule, options, trainer.start_epoch)
     try:
         trainer.train(n_epochs=opts.n_epochs)
     except (ValueError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from egg_sparse import host
-from egg_sparse.zoo import training
+from egg_sparse.zoo import resume
 from egg_sparse.zoo.options import run
 from egg_sparse.zoo.signal_game import data, train
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
@@ -452,7 +452,7 @@ class TestEvaluation:
         images = data.load("digits", None, "data", False)
         sender, receiver = train.build_agents(opts, images.n_features)
         game = train.build_game(opts, sender, receiver)
-        training.load_for_evaluation(opts, game)
+        resume.load_for_evaluation(opts, game)
         loader = train.build_loaders(opts, images)["validation"]
         temperature = train.controlled_temperature(opts, game)
         found = train.play_exactly(opts, sender, receiver, loader, opts.device, temperature)

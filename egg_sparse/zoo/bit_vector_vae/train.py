@@ -17,7 +17,7 @@ from egg_sparse.callbacks import EntropyCoefficientUpdater, StepTemperature, Sup
 from egg_sparse.estimators import BitVectorSampler, RelaxedWrapper
 from egg_sparse.mappings.sparsemap import DECOMPOSITIONS
 from egg_sparse.wrappers import SparseWrapper
-from egg_sparse.zoo import pictures, training
+from egg_sparse.zoo import methods, pictures, resume, training
 from egg_sparse.zoo.bit_vector_vae import data
 from egg_sparse.zoo.bit_vector_vae.archs import Distortion, Generator, Inference
 from egg_sparse.zoo.bit_vector_vae.likelihood import ESTIMATES, log_likelihood
@@ -62,7 +62,7 @@ def build_parser() -> ZooParser:
     option("--topksparse", type=count, default=10, help="topksparse: k, of the k best bit-vectors (default: 10)")
     bounded = "sum over at most so many bit-vectors exactly, and sample one of the others"
     option("--max_support", type=count, default=None, help=f"sparsemap, topksparse: {bounded}")
-    training.add_temperature_option(parser, MODES)
+    methods.add_temperature_option(parser, MODES)
     ends = "the temperature at the last epoch, on a line from --temperature or from 1 (default: the same)"
     option("--temperature_end", type=number(float, above=0), default=None, help=f"sparsemap, topksparse: {ends}")
     entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
@@ -70,8 +70,8 @@ def build_parser() -> ZooParser:
     start = "what that coefficient is at first, falling on a line for --entropy_warmup epochs"
     option("--entropy_start", type=not_negative, default=10.0, help=f"{start} (default: 10)")
     option("--entropy_warmup", type=number(int, at_least=0), default=0, help="epochs until then (default: 0)")
-    training.add_baseline_option(parser)
-    training.add_gumbel_options(parser)
+    methods.add_baseline_option(parser)
+    methods.add_gumbel_options(parser)
     sources = "scikit-learn's digits, or torchvision's images"
     option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
     option(
@@ -90,8 +90,8 @@ def build_parser() -> ZooParser:
 
 def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
-    opts = training.parse(parser, params)
-    training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
+    opts = resume.parse(parser, params)
+    methods.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
     parser.warn_unused(["max_len", "vocab_size"], "in this game: messages are bit-vectors")
     if not opts.entropy_warmup:
         parser.warn_unused(["entropy_start"], "without --entropy_warmup")
@@ -167,10 +167,10 @@ def build_vae(opts: argparse.Namespace, n_pixels: int, n_levels: int) -> VAE:
     if opts.mode in SPARSE:
         sender: nn.Module
         if opts.mode == "sparsemap":
-            kept = training.support_options(opts)
+            kept = methods.support_options(opts)
             sender = SparseMAPBitVectorWrapper(inference, opts.budget, opts.decomposition, **kept)
         else:
-            sender = TopKSparsemaxWrapper(inference, opts.topksparse, **training.support_options(opts))
+            sender = TopKSparsemaxWrapper(inference, opts.topksparse, **methods.support_options(opts))
         gathered = {
             "strategy": "gather",
             "evaluation": "expected",
@@ -180,7 +180,7 @@ def build_vae(opts: argparse.Namespace, n_pixels: int, n_levels: int) -> VAE:
         game = SymbolGameMarg(sender, generator, loss, **gathered, **options)
     else:
         sampler = BitVectorSampler(inference, opts.temperature or 1.0)
-        game = training.sampling_game(opts, sampler, generator, loss, n_pixels, evaluation="sampled", **options)
+        game = methods.sampling_game(opts, sampler, generator, loss, n_pixels, evaluation="sampled", **options)
     return VAE(game, inference, generator, opts.latent_size, opts.validation_nll_samples, opts.nll)
 
 
@@ -194,7 +194,7 @@ def build_callbacks(opts: argparse.Namespace, vae: VAE, batches_per_epoch: int) 
     if opts.mode == "gs":
         decay, steps = opts.temperature_decay, opts.temperature_update_freq
         callbacks.append(StepTemperature(vae.game.sender, batches_per_epoch, decay, update_frequency=steps))
-    if training.controls_support(opts):
+    if methods.controls_support(opts):
         callbacks.append(SupportSchedule(vae.game.sender, end=SUPPORT_END))
     if opts.mode in SPARSE and opts.temperature_end is not None:
         schedule = line(opts.temperature or 1.0, opts.temperature_end, opts.n_epochs)
@@ -272,7 +272,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
         print(f"# {PROG} on {host.describe()}, {opts.device}", flush=True)
     split = data.load(opts.data, opts.data_root)
     vae = build_vae(opts, split.train.pixels.shape[1], split.train.levels)
-    training.load_for_evaluation(opts, vae)
+    resume.load_for_evaluation(opts, vae)
     run = None
     if not opts.evaluate:
         part = training.part_of_batch(opts)
@@ -298,7 +298,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
 
 
 def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
-    messages = training.trained_messages(opts)
+    messages = methods.trained_messages(opts)
     trained = "" if messages in ("expected", "sampled") else messages  # as in validation and test
     likelihood = pictures.Curve(
         "validation",

@@ -18,7 +18,7 @@ from torch import nn
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import EpochSetter, StepTemperature
 from egg_sparse.estimators import SymbolSampler
-from egg_sparse.zoo import pictures, training
+from egg_sparse.zoo import methods, pictures, resume, training
 from egg_sparse.zoo.options import ZooParser, number
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo
@@ -59,8 +59,8 @@ def build_parser() -> ZooParser:
     option("--entropy_coeff", type=not_negative, default=1.0, help=f"{entropy} (default: 1)")
     summed = "classes that are summed exactly, beside a sampled one"
     option("--topk", type=count, default=1, help=f"sumsample: {summed} (default: 1)")
-    training.add_baseline_option(parser)
-    training.add_gumbel_options(parser, decay=1e-4)
+    methods.add_baseline_option(parser)
+    methods.add_gumbel_options(parser, decay=1e-4)
     divided = "what the classifier's scores are divided by"
     option("--temperature", type=number(float, above=0), default=1.0, help=f"{divided} (default: 1.0)")
     sources = "scikit-learn's digits, or torchvision's MNIST with the paper's split"
@@ -79,14 +79,14 @@ def build_parser() -> ZooParser:
 
 def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
-    opts = training.parse(parser, params)
+    opts = resume.parse(parser, params)
     if opts.normalizer is None:
         opts.normalizer = "sparsemax" if opts.mode == "marg" else "softmax"
     if opts.warm_start_epochs is None:
         opts.warm_start_epochs = 0 if opts.warm_start_path else WARM_START_EPOCHS[opts.data]
     if opts.mode in ("sfe", "nvil", "gs") and opts.normalizer != "softmax":
         parser.error(f"--normalizer must be softmax in mode {opts.mode}, which samples, got {opts.normalizer}")
-    training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
+    methods.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
     parser.warn_unused(["max_len", "vocab_size"], "in this game: a message is one of the ten classes")
     if opts.evaluate or opts.load_from_checkpoint:
         warm = ["warm_start_epochs", "warm_start_lr", "warm_start_path"]
@@ -239,11 +239,11 @@ def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGam
     game: nn.Module
     if opts.mode in ("marg", "sumsample"):
         sender = SparsemaxWrapper(classifier, opts.normalizer, temperature=opts.temperature)
-        bounded: dict[str, Any] = {"max_support": training.max_support(opts), "bound": "sum_and_sample"}
+        bounded: dict[str, Any] = {"max_support": methods.max_support(opts), "bound": "sum_and_sample"}
         game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", **bounded, **options)
     else:
         sampler = SymbolSampler(classifier, opts.temperature)
-        game = training.sampling_game(opts, sampler, vae, elbo_loss, n_pixels, **options)
+        game = methods.sampling_game(opts, sampler, vae, elbo_loss, n_pixels, **options)
     loss = classification_loss(opts.normalizer)
     weight = len(split.unlabeled) / len(split.labeled)
     return SemiSupervisedGame(game, classifier, vae, loss, weight, opts.labeled_only)
@@ -308,7 +308,7 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
         1.0,
         strategy="gather",
         evaluation="expected",
-        max_support=training.max_support(opts),
+        max_support=methods.max_support(opts),
         **training.quiet_logging(),
     )
     exact.to(opts.device).eval()
@@ -367,7 +367,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     split = data.load(opts.data, opts.data_root, opts.n_labeled)
     loaders = build_loaders(opts, split)
     game = build_game(opts, split)
-    training.load_for_evaluation(opts, game)
+    resume.load_for_evaluation(opts, game)
     run = None
     if not opts.evaluate:
         if not opts.load_from_checkpoint:
@@ -424,7 +424,7 @@ def train(
 
 
 def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
-    trained = "greedy" if opts.labeled_only else training.trained_messages(opts)
+    trained = "greedy" if opts.labeled_only else methods.trained_messages(opts)
     validated = "expected" if opts.mode in ("marg", "sumsample") else "sampled"
     accuracy = (
         pictures.Curve("train", "acc", trained),

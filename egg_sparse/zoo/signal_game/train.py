@@ -14,7 +14,7 @@ from torch import nn
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import StepTemperature, SupportSchedule
 from egg_sparse.estimators import NeuralBaseline, SymbolGameScoreFunction, SymbolSampler
-from egg_sparse.zoo import pictures, training
+from egg_sparse.zoo import methods, pictures, resume, training
 from egg_sparse.zoo.options import ZooParser, number
 from egg_sparse.zoo.signal_game import data
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
@@ -93,7 +93,7 @@ def _add_method_options(parser: ZooParser) -> None:
     baselines = "running mean, mean of the batch's other examples, the loss of a second sample, or none"
     names = (*EGGS_BASELINES, "sample")
     option("--baseline_type", choices=names, default="runavg", help=f"sfe: {baselines} (default: runavg)")
-    training.add_gumbel_options(parser)
+    methods.add_gumbel_options(parser)
 
 
 def _add_game_options(parser: ZooParser) -> None:
@@ -105,7 +105,7 @@ def _add_game_options(parser: ZooParser) -> None:
     option("--sender", choices=("mlp", "paper"), default="mlp", help=f"{senders} (default: mlp)")
     option("--embedding_size", type=count, default=64, help="of embedded images and messages (default: 64)")
     option("--hidden_size", type=count, default=128, help="the sender's hidden units, or filters (default: 128)")
-    training.add_temperature_option(parser, MODES, "--tau_s", otherwise=TEMPERATURE)
+    methods.add_temperature_option(parser, MODES, "--tau_s", otherwise=TEMPERATURE)
     sources = "scikit-learn's digits, concept features or an archive from --root, or torchvision's images"
     option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
     roots = "imagenet: folder with train/ and test/; npz: file with features (n, d) and labels (n,)"
@@ -119,18 +119,18 @@ def _add_game_options(parser: ZooParser) -> None:
 
 def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
-    opts = training.parse(parser, params)
+    opts = resume.parse(parser, params)
     if opts.normalizer is None:
         opts.normalizer = "softmax" if opts.mode == "sumsample" else "sparsemax"
     if opts.entropy_coeff is None:
-        opts.entropy_coeff = 0.0 if training.controls_support(opts) else ENTROPY_COEFF
+        opts.entropy_coeff = 0.0 if methods.controls_support(opts) else ENTROPY_COEFF
     if opts.latent_size is not None:
         if "vocab_size" in parser.given and opts.vocab_size != opts.latent_size:
             parser.error(
                 f"--latent_size and --vocab_size are the same option, got {opts.latent_size} and {opts.vocab_size}"
             )
         opts.vocab_size = opts.latent_size
-    training.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
+    methods.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
     parser.warn_unused(["max_len"], "in this game: messages have one symbol")
     opts.latent_size = None
     return opts
@@ -155,7 +155,7 @@ def loss_acc(
 def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, Receiver]:
     """The sender, which returns scores of symbols, and the receiver, which returns log-probabilities of candidates."""
     sizes: dict[str, Any] = {"n_features": n_features, "vocab_size": opts.vocab_size}
-    temperature = 1.0 if training.controls_support(opts) else opts.temperature or TEMPERATURE
+    temperature = 1.0 if methods.controls_support(opts) else opts.temperature or TEMPERATURE
     hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "tau_s": temperature}
     sizes["embedding_size"] = opts.embedding_size
     one_hot = opts.mode == "gs"
@@ -173,10 +173,10 @@ def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) 
     """The agents in the game that trains them. Interactions keep messages and scalars, no images."""
     kept = training.quiet_logging()
     if opts.mode in ("marg", "sumsample"):
-        support = "auto" if training.controls_support(opts) else None
+        support = "auto" if methods.controls_support(opts) else None
         wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts), support=support)
         entropy_coeff = {"sender_entropy_coeff": opts.entropy_coeff}
-        bounded: dict[str, Any] = {"max_support": training.max_support(opts), "bound": "sum_and_sample"}
+        bounded: dict[str, Any] = {"max_support": methods.max_support(opts), "bound": "sum_and_sample"}
         return SymbolGameMarg(wrapped, receiver, loss_nll, **bounded, **entropy_coeff, **kept)
     if opts.mode == "gs":
         wrapped = core.GumbelSoftmaxWrapper(sender, temperature=opts.gs_tau, straight_through=opts.straight_through)
@@ -275,7 +275,7 @@ def play_exactly(
         loss_nll_and_report,
         strategy="vmap",
         evaluation="expected",
-        max_support=training.max_support(opts),
+        max_support=methods.max_support(opts),
         test_logging_strategy=kept,
     )
     game.to(device).eval()
@@ -333,7 +333,7 @@ def evaluate(
 
 def controlled_temperature(opts: argparse.Namespace, game: Any) -> float:
     """The temperature that support control has reached; 1 without it, where the agent divides its scores itself."""
-    return float(game.sender.temperature) if training.controls_support(opts) else 1.0
+    return float(game.sender.temperature) if methods.controls_support(opts) else 1.0
 
 
 def _calls_in_training(opts: argparse.Namespace) -> float:
@@ -363,7 +363,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     loaders = build_loaders(opts, images)
     sender, receiver = build_agents(opts, images.n_features)
     game = build_game(opts, sender, receiver)
-    training.load_for_evaluation(opts, game)
+    resume.load_for_evaluation(opts, game)
     run = None if opts.evaluate else train(opts, game, loaders, sender, receiver)
     temperature = controlled_temperature(opts, game)
     results = evaluate(opts, sender, receiver, loaders["test"], opts.device, temperature) if leader else None
@@ -390,7 +390,7 @@ def train(
         return {"acc_expected": play_sampled(sender, receiver, opts.mode == "gs", loaders["validation"], device)}
 
     callbacks: list[Any] = [training.ValidationAsTrained(expected_success)]
-    if training.controls_support(opts):
+    if methods.controls_support(opts):
         callbacks.append(SupportSchedule(game.sender))
     if opts.mode == "gs":
         decay, steps = opts.temperature_decay, opts.temperature_update_freq
@@ -399,7 +399,7 @@ def train(
 
 
 def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
-    messages = training.trained_messages(opts)
+    messages = methods.trained_messages(opts)
     success = (
         pictures.Curve("train", "acc", messages),
         pictures.Curve(

@@ -1,0 +1,125 @@
+"""Runs that go on: the options and the checkpoint of ``--resume``, ``--evaluate`` and ``--preemptable``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pathlib
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from egg_sparse import host
+from egg_sparse.zoo import checkpoints, run_folder
+from egg_sparse.zoo.options import ZooParser
+
+core = host.core
+
+
+def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
+    """The options; with ``--evaluate`` or ``--resume``, those of the run that is meant, and what is given."""
+    opts = core.init(parser, params)
+    if opts.resume:
+        opts.out = opts.resume
+    if opts.distributed_context.is_distributed:
+        opts.random_seed = _common_seed(opts)
+    if opts.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if not opts.evaluate:
+        _find_checkpoint(opts)
+    return opts
+
+
+def _common_seed(opts: argparse.Namespace) -> int:
+    """The leading process's seed: ``core.init`` gives every process one of its own, but they share their batches."""
+    if opts.cuda:
+        torch.cuda.set_device(opts.distributed_context.local_rank)
+    seeds = [opts.random_seed]
+    torch.distributed.broadcast_object_list(seeds, src=0)
+    return seeds[0]
+
+
+def _find_checkpoint(opts: argparse.Namespace) -> None:
+    """Where a run goes on by itself, with --resume or --preemptable: the checkpoint that it goes on from."""
+    if opts.preemptable:
+        root = opts.checkpoint_dir or (pathlib.Path(opts.out) / run_folder.CHECKPOINTS if opts.out else None)
+        if root is None:
+            raise ValueError("--preemptable needs --out or --checkpoint_dir, where the job finds its checkpoints again")
+        pathlib.Path(root).mkdir(parents=True, exist_ok=True)
+        folders = [_preemptive_folder(root)]
+    elif opts.resume:
+        root = pathlib.Path(opts.checkpoint_dir or pathlib.Path(opts.resume) / run_folder.CHECKPOINTS)
+        # a job of SLURM, started with --preemptable, has its checkpoints in a folder of its own
+        folders = [root, *sorted(folder for folder in root.glob("*") if folder.is_dir())]
+    else:
+        return
+    found = [newest for folder in folders if (newest := checkpoints.newest(folder))]
+    opts.checkpoint_dir = str(folders[0])
+    if found:
+        checkpoint, _ = max(found, key=lambda each: each[1])
+        opts.load_from_checkpoint, opts.checkpoint_dir = str(checkpoint), str(checkpoint.parent)
+    elif opts.resume:
+        print(f"# no checkpoint in {root}: the run begins again", file=sys.stderr, flush=True)
+
+
+def _preemptive_folder(root: str | pathlib.Path) -> pathlib.Path:
+    if "SLURM_JOB_ID" not in os.environ:
+        return pathlib.Path(root)  # the restarted job finds the same one
+    distributed = importlib.import_module(f"{core.__name__}.distributed")
+    return distributed.get_preemptive_checkpoint_dir(root)
+
+
+def load_for_evaluation(opts: argparse.Namespace, game: nn.Module) -> None:
+    """Checks that the checkpoint fits, if there is one, and loads its weights where nothing is left but to test them.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint, or one that does not fit game, ``--n_epochs`` or
+            ``--optimizer``.
+    """
+    if not opts.load_from_checkpoint:
+        return
+    path = opts.load_from_checkpoint
+    checkpoint = host.load_checkpoint(path)
+    host.check_architecture(game, checkpoint.model_state_dict, path)
+    if not opts.evaluate:
+        if opts.n_epochs < checkpoint.epoch:
+            raise ValueError(
+                f"nothing is left to train: --n_epochs must be above {checkpoint.epoch}, the epochs that {path} has "
+                f"been trained for, got {opts.n_epochs}"
+            )
+        groups = checkpoint.optimizer_state_dict.get("param_groups", [])
+        if any(_OWN_OPTION[opts.optimizer] not in group for group in groups):
+            raise ValueError(f"--optimizer must be that of {path}, whose state it goes on with, got {opts.optimizer}")
+    if opts.evaluate or checkpoint.epoch == opts.n_epochs:
+        game.load_state_dict(checkpoint.model_state_dict)
+
+
+_OWN_OPTION = {"adam": "betas", "sgd": "momentum", "adagrad": "lr_decay"}
+"""An option in the state of each optimizer that the others do not have."""
+
+
+def set_options(
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    options: list[dict[str, Any]],
+    epoch: int,
+) -> None:
+    """Gives an optimizer and its schedule options of this run, where a checkpoint has brought those of its own.
+
+    Args:
+        optimizer: what was loaded.
+        schedule: the schedule of its learning rate, which was loaded too.
+        options: the options of each group of parameters, with the learning rate of the first epoch as ``initial_lr``.
+        epoch: how many epochs have been trained.
+    """
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    schedule.base_lrs = [own["initial_lr"] for own in options]
+    schedule.last_epoch = epoch
+    rates = [rate * factor(epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
