@@ -401,7 +401,7 @@ def main() -> None:
             )
             if options.out:
                 about = {"host": host.describe(), "torch": torch.__version__, "machine": platform.processor()}
-                # JSON has no NaN, the support of a game without one
+                # the support of EGG's games is NaN, which JSON does not have
                 found = [{k: None if v != v else v for k, v in run.items()} for run in runs]
                 with open(options.out, "w", encoding="utf-8") as file:
                     json.dump({"about": about, "runs": found}, file, indent=1)

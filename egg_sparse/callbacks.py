@@ -372,9 +372,10 @@ class TemperatureSchedule(host.core.Callback):
 
 
 class SupportSchedule(host.core.Callback):
-    """Lets a sender's support fall over 40 % of the training, whose length the Trainer knows and the sender does not.
+    """Lets a sender's support fall over a part of the training, by default its first 40 %.
 
-    The floor under the mean support falls geometrically (:class:`egg_sparse.support.Geometric`).
+    The floor under the mean support falls geometrically (:class:`egg_sparse.support.Geometric`). The Trainer knows the
+    length of the training, which the sender does not.
 
     Args:
         sender: the wrapper: SparsemaxWrapper, TopKSparsemaxWrapper or SparseMAPBitVectorWrapper.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 import warnings
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class ScoringWrapper(nn.Module):
         return scores if self.temperature == 1 else scores / self.temperature
 
 
-class SparseWrapper(ScoringWrapper):
+class SparseWrapper(ScoringWrapper, abc.ABC):
     """What the wrappers that send a SparseDistribution share: a temperature that is fixed, or that keeps a support.
 
     In training mode a call returns the distribution. In evaluation mode it returns what EGG's wrapper of the same
@@ -145,13 +146,13 @@ class SparseWrapper(ScoringWrapper):
     def _described(self) -> str:
         return f"temperature={float(self.temperature):.4}" if self.control is None else "temperature=controlled"
 
+    @abc.abstractmethod
     def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
         """The distribution of scores that are divided by the temperature already."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _largest_support(self, scores: torch.Tensor) -> int:
         """The largest support that a distribution of such scores can have."""
-        raise NotImplementedError
 
     def distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
         """The distribution over messages, in training and in evaluation mode; called as the agent is.
@@ -197,7 +198,7 @@ class SparseWrapper(ScoringWrapper):
 
 
 class SparsemaxWrapper(SparseWrapper):
-    r"""Makes an agent that scores the symbols of a vocabulary send all of them that have a probability.
+    r"""Makes an agent that scores the symbols of a vocabulary send all symbols of non-zero probability.
 
     The wrapped agent is the sender of :class:`egg_sparse.SymbolGameMarg`. It takes the place of EGG's
     ``ReinforceWrapper`` or ``GumbelSoftmaxWrapper`` around the same agent: nothing is sampled, the
@@ -312,7 +313,7 @@ class TopKSparsemaxWrapper(SparseWrapper):
     Args:
         agent: called with whatever the wrapper is called with; returns scores ``(B, D)``. A positive score speaks
             for the bit.
-        k: how many bit-vectors may have a probability.
+        k: the largest number of bit-vectors with non-zero probability.
         temperature, support: as in :class:`SparsemaxWrapper`.
 
     Raises:
@@ -352,7 +353,7 @@ class SparseMAPBitVectorWrapper(SparseWrapper):
     r"""Makes an agent that scores D bits send bit-vectors whose mean are the SparseMAP marginals of its scores.
 
     Without a budget a bit's marginal is clip((x + 1) / 2, 0, 1): scores in (-1, 1) leave it open, others
-    decide it. At most D + 1 bit-vectors have a probability, one more than bits are open. Choose it for its
+    decide it. The support has at most D + 1 bit-vectors, one more than bits are open. Choose it for its
     smooth start and its budget; once scores leave (-1, 1) the support is a single bit-vector and the sender's
     gradient is zero, which support control prevents.
 

@@ -21,8 +21,8 @@ class RelaxedWrapper(nn.Module):
     Args:
         sender: an agent wrapped by :class:`egg_sparse.estimators.SymbolSampler` or
             :class:`egg_sparse.estimators.BitVectorSampler`.
-        temperature: of the relaxation; towards 0 messages become discrete and gradients large. A plain attribute, that
-            EGG's ``TemperatureUpdater`` and :class:`egg_sparse.callbacks.StepTemperature` anneal.
+        temperature: the relaxation's temperature; towards 0 messages become discrete and gradients large. A plain
+            attribute, that EGG's ``TemperatureUpdater`` and :class:`egg_sparse.callbacks.StepTemperature` anneal.
         straight_through: discrete messages in the forward pass, the relaxation's gradient.
 
     It returns ``(B, V)`` for symbols and ``(B, D)`` for bits, and works in EGG's ``SymbolGameGS`` as well; in

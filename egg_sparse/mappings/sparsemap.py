@@ -83,7 +83,7 @@ def check_options(
         raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition!r}")
     if budget is not None and decomposition == "threshold":
         raise ValueError(
-            'decomposition "threshold" cannot keep a budget: its largest set has all bits that have a probability; '
+            'decomposition "threshold" cannot keep a budget: its largest set has all bits of non-zero marginal; '
             'use "systematic" or "active_set"'
         )
     if budget is not None and decomposition == "active_set" and solver == "lpsmap":

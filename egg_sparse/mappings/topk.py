@@ -129,7 +129,8 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
 
     Args:
         scores: ``(B, D)``, floating point, finite.
-        k: how many bit-vectors may have a probability, at most 16,384; memory as in :func:`topk_bit_vectors`.
+        k: the largest number of bit-vectors with non-zero probability, at most 16,384; memory as in
+            :func:`topk_bit_vectors`.
 
     Returns:
         SparseDistribution with messages ``(K, B, D)`` of bit-vectors of the scores' type, most probable first, and

@@ -21,14 +21,14 @@ class Trainer:
 
     Args:
         game: called as ``game(sender_input, labels, receiver_input, aux_input)``; returns (loss, Interaction).
-        optimizer: of the game's parameters.
+        optimizer: the optimizer of the game's parameters.
         train_data: yields batches; iterated once per epoch.
         optimizer_scheduler: stepped once per epoch.
         validation_data: None for no validation.
         device: the options' device by default.
         callbacks: called in their order.
         grad_norm: largest norm of the gradient; larger ones are scaled down.
-        aggregate_interaction_logs: with several processes, log the interactions of all.
+        aggregate_interaction_logs: whether the log has the interactions of all processes, not of the leading one alone.
     """
 
     def __init__(

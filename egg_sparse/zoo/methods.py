@@ -23,7 +23,7 @@ def add_gumbel_options(parser: ZooParser, decay: float = 1e-5) -> None:
 
 
 BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
-"""Of the VAEs' score function: ``--baseline_type`` -> what ``SymbolGameScoreFunction`` calls it."""
+"""The VAEs' ``--baseline_type`` -> the baseline's name in ``SymbolGameScoreFunction``."""
 
 
 def add_baseline_option(parser: ZooParser) -> None:
@@ -57,11 +57,11 @@ def controls_support(opts: argparse.Namespace) -> bool:
     return opts.mode in SUMMING_MODES and getattr(opts, "normalizer", "") != "softmax" and not fixed
 
 
-def support_options(opts: argparse.Namespace, otherwise: float = 1.0) -> dict[str, Any]:
+def support_options(opts: argparse.Namespace) -> dict[str, Any]:
     """The options ``temperature`` and ``support`` of the wrapper of a sender that sums over messages."""
     if controls_support(opts):
         return {}
-    return {"temperature": otherwise if opts.temperature is None else opts.temperature, "support": None}
+    return {"temperature": opts.temperature or 1.0, "support": None}
 
 
 def max_support(opts: argparse.Namespace) -> int | None:
@@ -85,11 +85,11 @@ def sampling_game(
 
     Args:
         opts: all options.
-        sampler: of the sender's messages.
-        receiver: plays with them.
-        loss: of the game.
-        n_inputs: features of the sender's input, which NVIL's baseline reads.
-        options: of the game.
+        sampler: the sender's agent in a wrapper that samples messages.
+        receiver: the receiver.
+        loss: the game's loss.
+        n_inputs: the number of features of the sender's input, which NVIL's baseline reads.
+        options: the game's other options.
     """
     if opts.mode == "gs":
         relaxed = RelaxedWrapper(sampler, opts.gs_tau, straight_through=opts.straight_through)
