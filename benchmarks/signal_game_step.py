@@ -43,7 +43,7 @@ class SupportOf(nn.Module):
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    sender = PaperSender(FEATURES, EMBEDDING, FILTERS, VOCABULARY, tau_s=10.0)
+    sender = PaperSender(FEATURES, EMBEDDING, FILTERS, VOCABULARY, temperature=10.0)
     if name == "gumbel":
         receiver = Receiver(FEATURES, EMBEDDING, VOCABULARY, one_hot=True)
         return host.core.SymbolGameGS(host.core.GumbelSoftmaxWrapper(sender), receiver, loss_nll)

@@ -133,7 +133,7 @@ class Signal:
     images = (IMAGES - IMAGES[:N_TRAINING].mean()) / IMAGES[:N_TRAINING].std()
 
     def agents(self, one_hot: bool) -> tuple[nn.Module, nn.Module]:
-        sender = MLPSender(n_features=64, vocab_size=self.vocab_size, hidden_size=128, tau_s=1.0)
+        sender = MLPSender(n_features=64, vocab_size=self.vocab_size, hidden_size=128, temperature=1.0)
         return sender, SignalReceiver(64, 64, self.vocab_size, one_hot, symbol_std=(3 * self.vocab_size) ** -0.5)
 
     def batch(self, test: bool) -> tuple[torch.Tensor, ...]:
@@ -340,7 +340,7 @@ def play(name: str, column: str, seed: int, part: float) -> dict[str, float] | N
     game: Any = COLUMNS[column](setup)
     if game is None:
         return None
-    support, calls = MeanOf("support"), MeanOf("decoder_calls")
+    support, calls = MeanOf("support"), MeanOf("receiver_calls")
     callbacks: list[Any] = [support, calls]
     steps = len(setup.train) * setup.epochs  # type: ignore[arg-type]
     senders = senders_of(game)

@@ -316,59 +316,37 @@ class StepTemperature(host.core.Callback):
             self._set((self.epoch - 1) * self.batches_per_epoch + batch_id + 1)
 
 
-class EntropyCoefficientUpdater(host.core.Callback):
-    """Sets the entropy coefficient of a marginalizing game before every epoch, by a schedule of yours.
+class Schedule(host.core.Callback):
+    """Sets an attribute of an object before every epoch, by a function of the epoch.
 
-    A coefficient that starts high and falls keeps supports from collapsing to one message early on.
+    An entropy coefficient that starts high and falls keeps supports from collapsing to one message early on. A fixed
+    temperature (``support=None``) that falls makes supports smaller.
 
     Args:
-        game: a SymbolGameMarg or CommunicationMarg.
-        schedule: epoch, counted from 1 -> coefficient.
+        obj: the object, for instance a game or a wrapper.
+        attribute: the attribute's name, for instance "sender_entropy_coeff" or "temperature".
+        fn: the function from the epoch, counted from 1, to the attribute's value.
+
+    Raises:
+        TypeError: the object has no such attribute.
 
     Example:
         >>> from egg_sparse import CommunicationMarg
         >>> game = CommunicationMarg()
-        >>> EntropyCoefficientUpdater(game, lambda epoch: 0.3 * 0.9 ** (epoch - 1)).on_epoch_begin(1)
+        >>> Schedule(game, "sender_entropy_coeff", lambda epoch: 0.3 * 0.9 ** (epoch - 1)).on_epoch_begin(1)
         >>> game.sender_entropy_coeff
         0.3
     """
 
-    def __init__(self, game: Any, schedule: Callable[[int], float]) -> None:
-        if not hasattr(game, "sender_entropy_coeff"):
-            raise TypeError(f"game must have a sender_entropy_coeff, {type(game).__name__} has none")
-        self.game = game
-        self.schedule = schedule
+    def __init__(self, obj: Any, attribute: str, fn: Callable[[int], Any]) -> None:
+        if not hasattr(obj, attribute):
+            raise TypeError(f"obj must have the attribute {attribute}, {type(obj).__name__} has none")
+        self.obj = obj
+        self.attribute = attribute
+        self.fn = fn
 
     def on_epoch_begin(self, epoch: int) -> None:
-        self.game.sender_entropy_coeff = self.schedule(epoch)
-
-
-class TemperatureSchedule(host.core.Callback):
-    """Sets an agent's ``temperature`` before every epoch, by a schedule of yours.
-
-    For a wrapper with a fixed temperature (``support=None``): scores that are divided by more leave supports larger.
-
-    Args:
-        agent: what has the attribute, a wrapper of this package, say.
-        schedule: epoch, counted from 1 -> temperature.
-
-    Example:
-        >>> from egg_sparse import SparsemaxWrapper
-        >>> import torch
-        >>> wrapper = SparsemaxWrapper(torch.nn.Linear(2, 3), support=None)
-        >>> TemperatureSchedule(wrapper, lambda epoch: 10 / epoch).on_epoch_begin(2)
-        >>> wrapper.temperature
-        5.0
-    """
-
-    def __init__(self, agent: Any, schedule: Callable[[int], float]) -> None:
-        if not hasattr(agent, "temperature"):
-            raise TypeError(f"agent must have a temperature, {type(agent).__name__} has none")
-        self.agent = agent
-        self.schedule = schedule
-
-    def on_epoch_begin(self, epoch: int) -> None:
-        self.agent.temperature = self.schedule(epoch)
+        setattr(self.obj, self.attribute, self.fn(epoch))
 
 
 class SupportSchedule(host.core.Callback):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from egg_sparse.zoo import images
-from egg_sparse.zoo.options import number
+from egg_sparse.zoo.cli import number
 
 N_TRAINING_DIGITS = 1400
 

@@ -9,10 +9,10 @@ import torch
 
 from egg_sparse import CommunicationMarg, host
 from egg_sparse.callbacks import (
-    EntropyCoefficientUpdater,
     EpochSetter,
     MessageEntropy,
     MetricsWriter,
+    Schedule,
     StepTemperature,
     TopographicSimilarity,
     TrainingProgress,
@@ -88,14 +88,14 @@ def test_step_temperature_below_the_minimum_is_kept():
         StepTemperature(agent, 10, decay=1.0, update_frequency=0)
 
 
-def test_entropy_coefficient_updater():
+def test_schedule_sets_an_attribute():
     game = CommunicationMarg(sender_entropy_coeff=5.0)
-    updater = EntropyCoefficientUpdater(game, lambda epoch: 1 / epoch)
+    updater = Schedule(game, "sender_entropy_coeff", lambda epoch: 1 / epoch)
     for epoch in (1, 4):
         updater.on_epoch_begin(epoch)
         assert game.sender_entropy_coeff == 1 / epoch
     with pytest.raises(TypeError, match=r"sender_entropy_coeff.* Identity"):
-        EntropyCoefficientUpdater(torch.nn.Identity(), lambda epoch: 1.0)
+        Schedule(torch.nn.Identity(), "sender_entropy_coeff", lambda epoch: 1.0)
 
 
 def test_training_progress_counts_batches_and_shows_metrics():

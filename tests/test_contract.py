@@ -412,7 +412,7 @@ class TestTraining:
         ]  # fmt: skip
         ends = [event for event in recorder.events if event[0] in ("epoch_end", "validation_end")]
         assert [(event[1], event[3]) for event in ends] == [(1, 48), (2, 48), (2, 32)]
-        assert ends[0][4] == ["acc", "decoder_calls", "exact", "sender_entropy", "support", "task_loss"]
+        assert ends[0][4] == ["acc", "receiver_calls", "exact", "sender_entropy", "support", "task_loss"]
         assert ends[-1][4] == ["acc", "exact", "sender_entropy", "support", "task_loss"]
 
     @pytest.mark.parametrize("validation", [True, False])
@@ -511,7 +511,7 @@ class TestPrinting:
             ("test", 2),
         ]
         for line in lines:
-            of_training = ["decoder_calls"] if kind == "marg" and line["mode"] == "train" else []
+            of_training = ["receiver_calls"] if kind == "marg" and line["mode"] == "train" else []
             assert sorted(line) == sorted([*keys, *of_training, "loss", "mode", "epoch"])
 
     def test_plain_lines(self, core):

@@ -118,7 +118,7 @@ def test_equals_brute_force(normalizer, strategy, message_format, vocab_size, si
     greedy = probs.argmax(1) if message_format == "index" else F.one_hot(probs.argmax(1), vocab_size).double()
     assert torch.equal(interaction.message, greedy)
     calls = (probs > 0).sum(1) if strategy == "gather" else (probs > 0).sum(1).max().expand(size)
-    assert torch.equal(interaction.aux["decoder_calls"], calls.double())
+    assert torch.equal(interaction.aux["receiver_calls"], calls.double())
     assert not any(value.requires_grad for value in interaction.aux.values())
 
 
@@ -217,7 +217,7 @@ def test_greedy_evaluation_plays_the_mode_and_expected_the_sum():
     torch.testing.assert_close(loss, F.nll_loss(output, labels))
     assert torch.equal(interaction.message, mode)
     torch.testing.assert_close(interaction.receiver_output, output.detach())
-    assert "decoder_calls" not in interaction.aux
+    assert "receiver_calls" not in interaction.aux
     assert torch.equal(interaction.message_length, torch.ones(5))
     game.evaluation = "expected"
     torch.testing.assert_close(game(images, labels, candidates)[0], training_loss)
@@ -659,7 +659,7 @@ class TestCoupledLosses:
             )
             loss, interaction = game(batch_of(8, 0)[0].float(), None)
             loss.backward()
-            assert game.receiver.calls == interaction.aux["decoder_calls"][0]
+            assert game.receiver.calls == interaction.aux["receiver_calls"][0]
             results.append([loss.item(), torch.rand(1).item(), np.random.rand(), random.random()])
         assert results[0] == results[1]
 
@@ -966,7 +966,7 @@ class TestMetrics:
         with pytest.raises(ValueError, match=r"gather .* odd"):
             game(*batch_of(5, 0))
 
-    @pytest.mark.parametrize("name", ["support", "sender_entropy", "decoder_calls", "task_loss"])
+    @pytest.mark.parametrize("name", ["support", "sender_entropy", "receiver_calls", "task_loss"])
     def test_names_of_the_game_are_refused(self, name):
         game = game_of("sparsemax", "auto", "index", 17, 0)
         game.loss = self.reporting(**{name: lambda output, labels: labels})
@@ -1052,7 +1052,7 @@ def test_population_game(core):
     interaction = game.eval()(*batch)[1]
     modes = torch.stack([sender.distribution(batch[0], None).mode for sender in senders])
     assert (modes == interaction.message).all(1).any()
-    assert "decoder_calls" not in interaction.aux
+    assert "receiver_calls" not in interaction.aux
 
 
 def test_agents_of_its_own_are_not_those_of_a_population(core):

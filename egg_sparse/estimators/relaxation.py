@@ -136,7 +136,7 @@ class SymbolGameRelaxed(OneMessageGame):
         played = self._played(terms, game_round, greedy=True)
         expect = of_first_row(terms)
         losses, entropy = expect(played.values["loss"]), relaxed.entropy()
-        aux = {"sender_entropy": entropy, "decoder_calls": played.decoder_calls.to(losses.dtype)}
+        aux = {"sender_entropy": entropy, "receiver_calls": played.receiver_calls.to(losses.dtype)}
         return losses.mean() - self.sender_entropy_coeff * entropy.mean(), self._interaction(
             message, game_round, played, losses, reported(played, expect), aux
         )

@@ -67,7 +67,7 @@ class SymbolGameScoreFunction(OneMessageGame):
             drawn.
 
     The Interaction is that of SymbolGameMarg, with a sampled
-    message in training, without ``support``, and with ``baseline`` in aux; ``decoder_calls`` counts messages that
+    message in training, without ``support``, and with ``baseline`` in aux; ``receiver_calls`` counts messages that
     the receiver was given in training.
 
     Raises:
@@ -84,7 +84,7 @@ class SymbolGameScoreFunction(OneMessageGame):
         >>> game = SymbolGameScoreFunction(
         ...     SymbolSampler(Agent(5, 100)), lambda message, *_: receiver(message), loss, baseline="sample")
         >>> loss, interaction = game(torch.randn(8, 5), None)
-        >>> interaction.aux["decoder_calls"].tolist()
+        >>> interaction.aux["receiver_calls"].tolist()
         [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
 
     Source: Williams (Machine Learning, 1992); for "sample" Correia et al. (NeurIPS 2020), section 5; for
@@ -170,7 +170,7 @@ class SymbolGameScoreFunction(OneMessageGame):
             log_prob = log_prob + played.values["receiver_log_prob"]
             aux["receiver_entropy"] = terms.expectation(played.values["receiver_entropy"])
             optimized_loss = optimized_loss - self.receiver_entropy_coeff * aux["receiver_entropy"].mean()
-        calls = played.decoder_calls
+        calls = played.receiver_calls
         if self.training:
             baseline, error, more_calls = self._baseline(losses.detach(), sender_input, distribution, play)
             calls = calls + more_calls
@@ -178,7 +178,7 @@ class SymbolGameScoreFunction(OneMessageGame):
             optimized_loss = optimized_loss + policy_loss.mean() + error
             aux["baseline"] = baseline.mean(0).expand(losses.shape[1])
         aux["sender_entropy"] = entropy
-        aux["decoder_calls"] = calls.to(losses.dtype)
+        aux["receiver_calls"] = calls.to(losses.dtype)
         return optimized_loss, self._interaction(
             messages[0],
             game_round,

@@ -146,7 +146,7 @@ class _Marginalization(OneMessageGame):
         aux["sender_entropy"] = sender_entropy
         aux["support"] = distribution.support_size.to(losses.dtype)
         if not greedy:
-            aux["decoder_calls"] = played.decoder_calls.to(losses.dtype)
+            aux["receiver_calls"] = played.receiver_calls.to(losses.dtype)
         aux["exact"] = (distribution.support_size <= (self.max_support or math.inf)).to(losses.dtype)
         return optimized_loss, self._interaction(terms.mode, game_round, played, losses, reported(played, expect), aux)
 
@@ -287,7 +287,7 @@ class SymbolGameMarg(_Marginalization):
     The Interaction carries the most probable message and the receiver's output for it, a message_length
     of 1 (of D for bit-vectors), and in ``aux``, per example: the expectation of what the loss reported;
     ``task_loss``, the expectation of the loss itself, to which the game's own loss adds the entropies;
-    ``sender_entropy`` in nats; ``support``, the number of messages of non-zero probability; ``decoder_calls``, how
+    ``sender_entropy`` in nats; ``support``, the number of messages of non-zero probability; ``receiver_calls``, how
     many messages the receiver was given for the example (with vmap and loop the largest support in the batch),
     unless only the most probable one was played; ``exact``, 1 where the support is within ``max_support``, else 0.
 
@@ -313,7 +313,7 @@ class SymbolGameMarg(_Marginalization):
         >>> game = SymbolGameMarg(SparsemaxWrapper(Sender(5, 100)), Receiver(), loss)
         >>> loss, interaction = game(torch.randn(8, 5), None)
         >>> interaction.message.shape, sorted(interaction.aux)
-        (torch.Size([8]), ['decoder_calls', 'exact', 'sender_entropy', 'support', 'task_loss'])
+        (torch.Size([8]), ['receiver_calls', 'exact', 'sender_entropy', 'support', 'task_loss'])
 
     Source: Correia et al. (NeurIPS 2020), section 3.
     """

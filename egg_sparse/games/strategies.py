@@ -36,7 +36,7 @@ class Played:
 
     values: dict[str, torch.Tensor]
     receiver_output: torch.Tensor | None
-    decoder_calls: torch.Tensor
+    receiver_calls: torch.Tensor
 
 
 @dataclass(repr=False)

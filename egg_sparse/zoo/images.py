@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from egg_sparse.zoo.options import require
+from egg_sparse.zoo.cli import require
 
 TORCHVISION = ("mnist", "fashion-mnist")
 

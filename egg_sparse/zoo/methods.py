@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from egg_sparse.estimators import NeuralBaseline, RelaxedWrapper, SymbolGameRelaxed, SymbolGameScoreFunction
-from egg_sparse.zoo.options import ZooParser, number
+from egg_sparse.zoo.cli import ZooParser, number
 
 
 def add_gumbel_options(parser: ZooParser, decay: float = 1e-5) -> None:
@@ -66,7 +66,7 @@ def support_options(opts: argparse.Namespace) -> dict[str, Any]:
 
 def max_support(opts: argparse.Namespace) -> int | None:
     """The largest support that a mode that sums over messages sums exactly in training; None for any."""
-    return opts.topk if opts.mode == "sumsample" else getattr(opts, "max_support", None)
+    return opts.max_support if opts.mode in ("sumsample", "sparsemap", "topksparse") else None
 
 
 def trained_messages(opts: argparse.Namespace) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.zoo import checkpoints, run_folder
-from egg_sparse.zoo.options import ZooParser
+from egg_sparse.zoo.cli import ZooParser
 
 core = host.core
 

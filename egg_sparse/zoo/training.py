@@ -18,8 +18,8 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
-from egg_sparse.zoo import checkpoints, faults, pictures, resume, run_folder
-from egg_sparse.zoo.options import Terminated, ZooParser, number, require
+from egg_sparse.zoo import checkpoints, faults, plots, resume, run_folder
+from egg_sparse.zoo.cli import Terminated, ZooParser, number, require
 
 core = host.core
 
@@ -128,10 +128,10 @@ class Run:
     title: str
     unfinished: bool
 
-    def draw_curves(self, panels: Iterable[pictures.Panel], results: dict[str, Any]) -> None:
-        """Draws ``curves.png``, the last of a run's pictures."""
+    def draw_curves(self, panels: Iterable[plots.Panel], results: dict[str, Any]) -> None:
+        """Draws ``curves.png``, the last of a run's plots."""
         if self.unfinished:
-            pictures.curves(self.history, results, panels, self.folder / run_folder.CURVES_FILE, self.title)
+            plots.curves(self.history, results, panels, self.folder / run_folder.CURVES_FILE, self.title)
         print(f"# options, metrics, checkpoints and curves: {self.folder}", flush=True)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse.host import core
-from egg_sparse.zoo.options import number
+from egg_sparse.zoo.cli import number
 from examples import data
 
 SETTINGS = ["--vocab_size=100", "--batch_size=32", "--n_epochs=10"]

@@ -113,7 +113,7 @@ def test_score_function_is_unbiased(kind, name):
     game = SymbolGameScoreFunction(sender, receiver, loss, sender_entropy_coeff=0.3, **options)
     game.mean_loss += 0.7  # a baseline need not be good
     _, interaction = assert_unbiased(agent, game, receiver, exact_gradients(kind, 0.3))
-    assert (interaction.aux["decoder_calls"] == calls).all()
+    assert (interaction.aux["receiver_calls"] == calls).all()
     entropy = family(kind, SCORES[kind][None]).entropy()
     torch.testing.assert_close(interaction.aux["sender_entropy"][:1], entropy)
 
@@ -148,7 +148,7 @@ def test_bounded_softmax_is_unbiased(max_support, bound):
         bound=bound,
     )
     value, interaction = assert_unbiased(agent, game, receiver, exact_gradients("symbols", 0.3))
-    assert (interaction.aux["decoder_calls"] == max_support + (bound == "sum_and_sample")).all()
+    assert (interaction.aux["receiver_calls"] == max_support + (bound == "sum_and_sample")).all()
     assert (interaction.aux["exact"] == 0).all()
     assert (interaction.aux["support"] == 5).all()
     optimized, _ = game(torch.zeros(DRAWS, 1), None)
@@ -288,7 +288,7 @@ def test_greedy_in_evaluation():
     ).eval()
     _, interaction = game(torch.zeros(2, 1), None)
     assert interaction.message.tolist() == [[1.0, 0.0, 1.0]] * 2
-    assert (interaction.aux["decoder_calls"] == 1).all()
+    assert (interaction.aux["receiver_calls"] == 1).all()
     assert "baseline" not in interaction.aux
 
 

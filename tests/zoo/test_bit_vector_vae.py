@@ -19,7 +19,7 @@ from egg_sparse.zoo.bit_vector_vae.archs import Generator
 from egg_sparse.zoo.bit_vector_vae.distortion import categorical_distortion
 from egg_sparse.zoo.bit_vector_vae.likelihood import log_likelihood
 from egg_sparse.zoo.bit_vector_vae.train import PROG, build_vae, evaluate, line, main, parse_options
-from egg_sparse.zoo.options import run
+from egg_sparse.zoo.cli import run
 
 SMALL = ["--n_epochs=2", "--latent_size=6", "--nll_samples=8", "--nll_images=20", "--validation_nll_samples=2"]
 
@@ -200,7 +200,7 @@ def test_runs(options, few_images, tmp_path, capsys):
     assert {record["mode"] for record in metrics} == {"train", "validation"}
     assert "bits_per_dimension" in metrics[-1]
     again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
-    for name in ("negative_elbo", "distortion", "bits_per_dimension", "decoder_calls"):
+    for name in ("negative_elbo", "distortion", "bits_per_dimension", "receiver_calls"):
         assert again[name] == pytest.approx(final[name])
 
 

@@ -78,7 +78,7 @@ RUNS = {
     ("signal_game", "--sender=paper --pixels=brightness"): 1,
     ("signal_game", "--normalizer=entmax15"): 1,
     ("signal_game", "--normalizer=1.3"): 1,
-    ("signal_game", "--mode=sumsample --topk=3"): 1,
+    ("signal_game", "--mode=sumsample --max_support=3"): 1,
     ("signal_game", "--mode=nvil"): 1,
     ("signal_game", "--mode=sfe"): 3,
     ("signal_game", "--mode=sfe --baseline_type=builtin"): 3,

@@ -22,7 +22,7 @@ import torch
 from egg_sparse import host
 from egg_sparse.callbacks import MetricsWriter
 from egg_sparse.zoo import checkpoints, run_folder
-from egg_sparse.zoo.options import run
+from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.signal_game import train as signal_game
 from egg_sparse.zoo.signal_game.data import GameLoader
 from egg_sparse.zoo.signal_game.train import PROG, main

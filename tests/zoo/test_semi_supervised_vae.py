@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from egg_sparse.zoo.options import run
+from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, LinearOfClass, negative_elbo
 from egg_sparse.zoo.semi_supervised_vae.train import (
@@ -126,7 +126,7 @@ class TestAgents:
         expected = labeled_loss.mean() + len(split.unlabeled) / 50 * unlabeled_loss
         torch.testing.assert_close(loss, expected)
         assert interaction.aux["labeled_loss"].shape == (8,)
-        assert (interaction.aux["decoder_calls"] == 10).all()
+        assert (interaction.aux["receiver_calls"] == 10).all()
 
     @pytest.mark.parametrize("rows", [False, True])
     def test_next_call_takes_a_labelled_batch_as_well(self, rows):
@@ -168,7 +168,7 @@ class TestAgents:
         ["--mode=marg", "--normalizer=softmax", "--temperature=2"],
         ["--mode=marg", "--normalizer=entmax15", "--warm_start_epochs=2"],
         ["--mode=marg", "--labeled_only"],
-        ["--mode=sumsample", "--topk=2"],
+        ["--mode=sumsample", "--max_support=2"],
         ["--mode=sumsample", "--normalizer=sparsemax"],
         ["--mode=sfe"],
         ["--mode=sfe", "--baseline_type=sample"],
@@ -222,7 +222,9 @@ def test_validation_reports_what_is_trained(mode):
 @pytest.mark.parametrize("mode", ["marg", "sumsample"])
 def test_exact_is_the_share_of_supports_that_training_sums(mode):
     torch.manual_seed(0)
-    opts = parse_options([f"--mode={mode}", "--normalizer=sparsemax", "--topk=2", "--random_seed=1", "--no_cuda"])
+    opts = parse_options(
+        [f"--mode={mode}", "--normalizer=sparsemax", "--max_support=2", "--random_seed=1", "--no_cuda"]
+    )
     split = data.load("digits", "", None)
     game, loader = build_game(opts, split), build_loaders(opts, split)["test"]
     with torch.no_grad():

@@ -20,7 +20,7 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.zoo import resume
-from egg_sparse.zoo.options import run
+from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.signal_game import data, train
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
 from egg_sparse.zoo.signal_game.train import PROG, main, parse_options
@@ -294,8 +294,8 @@ class Attack:
 
 class TestAgents:
     def test_paper_sender_is_the_formula(self):
-        """A linear map, sigmoids of multiples, a sigmoid of their weighted sum, a linear map over tau_s."""
-        sender = PaperSender(9, 5, 7, 11, tau_s=10.0)
+        """A linear map, sigmoids of multiples, a sigmoid of their weighted sum, a linear map over the temperature."""
+        sender = PaperSender(9, 5, 7, 11, temperature=10.0)
         assert all("bias" not in name for name, _ in sender.named_parameters())
         images = torch.randn(3, 4, 9)
         embedded = images[0] @ sender.embed.weight.t()
@@ -339,8 +339,8 @@ MODES = {
     "sfe sample": ["--mode=sfe", "--baseline_type=sample"],
     "sfe acc sample": ["--mode=sfe", "--loss_type=acc", "--baseline_type=sample"],
     "nvil": ["--mode=nvil"],
-    "sumsample": ["--mode=sumsample", "--topk=3"],
-    "sumsample sparsemax": ["--mode=sumsample", "--topk=3", "--normalizer=sparsemax"],
+    "sumsample": ["--mode=sumsample", "--max_support=3"],
+    "sumsample sparsemax": ["--mode=sumsample", "--max_support=3", "--normalizer=sparsemax"],
     "gs": ["--mode=gs", "--temperature_update_freq=2", "--temperature_decay=0.1"],
     "gs straight through": ["--mode=gs", "--straight_through"],
     "gs paper": ["--mode=gs", "--sender=paper"],
@@ -398,7 +398,7 @@ class TestEvaluation:
         assert means["messages_used"] == len(slow["message"].unique())
 
     @pytest.mark.usefixtures("few_test_games")
-    @pytest.mark.parametrize("params", [["--mode=sumsample", "--topk=4"], ["--mode=marg", "--temperature=10"]])
+    @pytest.mark.parametrize("params", [["--mode=sumsample", "--max_support=4"], ["--mode=marg", "--temperature=10"]])
     def test_exact_is_the_share_of_supports_that_training_sums(self, params):
         torch.manual_seed(3)
         opts = parse_options([*params, "--normalizer=sparsemax", *SMALL, "--no_cuda"])
@@ -474,7 +474,7 @@ class TestRuns:
         assert json.loads(lines[-1]) == final
         sums = mode.split()[0] in ("marg", "sumsample")
         assert set(final) == {
-            "mode", "acc", "acc_expected", "loss", "support", "decoder_calls", "messages_used", "seconds", "host",
+            "mode", "acc", "acc_expected", "loss", "support", "receiver_calls", "messages_used", "seconds", "host",
             "device", *(["exact"] if sums else []),
         }  # fmt: skip
         assert final["mode"] == "final"
@@ -484,7 +484,7 @@ class TestRuns:
         assert math.isfinite(final["loss"])
         assert 1 <= final["messages_used"] <= 20
         assert 1 <= final["support"] <= 20
-        assert final["decoder_calls"] >= (final["support"] if "marg" in mode else 1)
+        assert final["receiver_calls"] >= (final["support"] if "marg" in mode else 1)
         epochs = [json.loads(line) for line in lines[:-1] if line.startswith("{")]
         assert [(line["mode"], line["epoch"]) for line in epochs] == [
             ("train", 1),

@@ -13,8 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from egg_sparse import host
-from egg_sparse.zoo import options, run_folder
-from egg_sparse.zoo.options import run
+from egg_sparse.zoo import cli, run_folder
+from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.signal_game import train as signal_game
 from egg_sparse.zoo.signal_game.train import PROG, main
 
@@ -188,7 +188,7 @@ class TestAbbreviations:
 
     def test_of_debug(self, parser):
         for name in ("--debug", "--debu", "--deb", "--de"):
-            if name in options.DEBUG:
+            if name in cli.DEBUG:
                 assert parser.parse_args([name]).debug
             else:
                 with pytest.raises(SystemExit):

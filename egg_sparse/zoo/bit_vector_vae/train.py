@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from egg_sparse import SparseMAPBitVectorWrapper, SymbolGameMarg, TopKSparsemaxWrapper, host
-from egg_sparse.callbacks import EntropyCoefficientUpdater, StepTemperature, SupportSchedule, TemperatureSchedule
+from egg_sparse.callbacks import Schedule, StepTemperature, SupportSchedule
 from egg_sparse.estimators import BitVectorSampler, RelaxedWrapper
 from egg_sparse.mappings.sparsemap import DECOMPOSITIONS
 from egg_sparse.wrappers import SparseWrapper
-from egg_sparse.zoo import methods, pictures, resume, training
+from egg_sparse.zoo import methods, plots, resume, training
 from egg_sparse.zoo.bit_vector_vae import data
 from egg_sparse.zoo.bit_vector_vae.archs import Distortion, Generator, Inference
 from egg_sparse.zoo.bit_vector_vae.likelihood import ESTIMATES, log_likelihood
-from egg_sparse.zoo.options import ZooParser, number
+from egg_sparse.zoo.cli import ZooParser, number
 
 core = host.core
 
@@ -198,10 +198,10 @@ def build_callbacks(opts: argparse.Namespace, vae: VAE, batches_per_epoch: int) 
         callbacks.append(SupportSchedule(vae.game.sender, end=SUPPORT_END))
     if opts.mode in SPARSE and opts.temperature_end is not None:
         schedule = line(opts.temperature or 1.0, opts.temperature_end, opts.n_epochs)
-        callbacks.append(TemperatureSchedule(vae.game.sender, schedule))
+        callbacks.append(Schedule(vae.game.sender, "temperature", schedule))
     if opts.entropy_warmup:
         schedule = line(opts.entropy_start, opts.entropy_coeff, opts.entropy_warmup + 1)
-        callbacks.append(EntropyCoefficientUpdater(vae.game, schedule))
+        callbacks.append(Schedule(vae.game, "sender_entropy_coeff", schedule))
     return callbacks
 
 
@@ -236,8 +236,8 @@ def evaluate(opts: argparse.Namespace, vae: VAE, loader: Iterable) -> tuple[dict
         results["support"] = float(supports.mean())
         results["support_median"] = float(supports.median())
         results["exact"] = float(joined["exact"].mean())
-    calls = joined["decoder_calls"].mean() if opts.mode in SPARSE else _calls_in_training(opts)
-    return {**results, "decoder_calls": float(calls)}, supports
+    calls = joined["receiver_calls"].mean() if opts.mode in SPARSE else _calls_in_training(opts)
+    return {**results, "receiver_calls": float(calls)}, supports
 
 
 def _calls_in_training(opts: argparse.Namespace) -> float:
@@ -250,13 +250,13 @@ def draw(vae: VAE, images: data.GreyImages, supports: torch.Tensor | None, folde
     shown = torch.from_numpy(images.pixels[:20]).float().to(device) / (images.levels - 1)
     restored = vae.generator.mean_levels(vae.distribution(shown).mode)
     rows = torch.stack((shown, restored), 1).flatten(0, 1)
-    pictures.grid(rows, 10, folder / "reconstructions.png", "test images, each beside its reconstruction")
+    plots.grid(rows, 10, folder / "reconstructions.png", "test images, each beside its reconstruction")
     with torch.random.fork_rng():
         torch.manual_seed(EVALUATION_SEED)
         messages = torch.randint(0, 2, (50, vae.n_bits)).float().to(device)
-    pictures.grid(vae.generator.mean_levels(messages), 10, folder / "samples.png", "decoded from uniform bits")
+    plots.grid(vae.generator.mean_levels(messages), 10, folder / "samples.png", "decoded from uniform bits")
     if supports is not None:
-        pictures.histogram(supports, folder / "supports.png", "support of a test image (bit-vectors)")
+        plots.histogram(supports, folder / "supports.png", "support of a test image (bit-vectors)")
 
 
 def main(params: list[str]) -> dict[str, Any] | None:
@@ -297,10 +297,10 @@ def main(params: list[str]) -> dict[str, Any] | None:
     return training.finish(opts, results, started, run)
 
 
-def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
+def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
     messages = methods.trained_messages(opts)
     trained = "" if messages in ("expected", "sampled") else messages  # as in validation and test
-    likelihood = pictures.Curve(
+    likelihood = plots.Curve(
         "validation",
         "bits_per_dimension",
         f"{opts.validation_nll_samples} importance samples",
@@ -308,8 +308,8 @@ def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
         f"{opts.nll_samples} importance samples",
     )
     return [
-        pictures.compared("negative ELBO (nats)", "negative_elbo", "negative_elbo", trained),
-        pictures.compared("rate (nats)", "rate", "rate", trained),
-        pictures.compared("support (bit-vectors)", "support", "support"),
-        pictures.Panel("negative log-likelihood (bits per dimension)", (likelihood,)),
+        plots.compared("negative ELBO (nats)", "negative_elbo", "negative_elbo", trained),
+        plots.compared("rate (nats)", "rate", "rate", trained),
+        plots.compared("support (bit-vectors)", "support", "support"),
+        plots.Panel("negative log-likelihood (bits per dimension)", (likelihood,)),
     ]

@@ -1,6 +1,6 @@
 import sys
 
-from egg_sparse.zoo.options import run
+from egg_sparse.zoo.cli import run
 
 
 def main(params: list[str]) -> None:

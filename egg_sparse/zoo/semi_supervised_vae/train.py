@@ -18,8 +18,8 @@ from torch import nn
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import EpochSetter, StepTemperature
 from egg_sparse.estimators import SymbolSampler
-from egg_sparse.zoo import methods, pictures, resume, training
-from egg_sparse.zoo.options import ZooParser, number
+from egg_sparse.zoo import methods, plots, resume, training
+from egg_sparse.zoo.cli import ZooParser, number
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo
 
@@ -34,7 +34,7 @@ EVALUATION_SEED = 20201207
 EVALUATION_BATCH = 500
 
 MODE_OPTIONS = {
-    "topk": ("sumsample",),
+    "max_support": ("sumsample",),
     "baseline_type": ("sfe",),
     "gs_tau": ("gs",),
     "straight_through": ("gs",),
@@ -58,7 +58,7 @@ def build_parser() -> ZooParser:
     entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
     option("--entropy_coeff", type=not_negative, default=1.0, help=f"{entropy} (default: 1)")
     summed = "classes that are summed exactly, beside a sampled one"
-    option("--topk", type=count, default=1, help=f"sumsample: {summed} (default: 1)")
+    option("--max_support", "--topk", type=count, default=1, help=f"sumsample: {summed} (default: 1)")
     methods.add_baseline_option(parser)
     methods.add_gumbel_options(parser, decay=1e-4)
     divided = "what the classifier's scores are divided by"
@@ -327,13 +327,13 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
             n_images += len(images)
     means = {name: total / n_images for name, total in totals.items()}
     means["negative_elbo"] += float(torch.log(torch.tensor(float(N_CLASSES))))  # of the uniform prior
-    return {**means, "decoder_calls": means["support"] if opts.mode == "marg" else _calls_in_training(opts)}
+    return {**means, "receiver_calls": means["support"] if opts.mode == "marg" else _calls_in_training(opts)}
 
 
 def _calls_in_training(opts: argparse.Namespace) -> float:
     """Classes per unlabelled image that the VAE is given in one training step of a sampling method."""
     if opts.mode == "sumsample":
-        return float(min(opts.topk + 1, N_CLASSES))
+        return float(min(opts.max_support + 1, N_CLASSES))
     return 2.0 if opts.mode == "sfe" and opts.baseline_type == "sample" else 1.0
 
 
@@ -343,14 +343,14 @@ def draw(game: SemiSupervisedGame, images: data.GreyImages, folder: pathlib.Path
         torch.manual_seed(EVALUATION_SEED)
         latent = torch.randn(N_CLASSES, game.vae.latent_dim, device=device).repeat(N_CLASSES, 1)
         classes = torch.arange(N_CLASSES, device=device).repeat_interleave(N_CLASSES)
-        pictures.grid(
+        plots.grid(
             game.vae.generate(classes, latent), N_CLASSES, folder / "samples.png", "classes, one latent a column"
         )
         shown = torch.from_numpy(images.pixels[: 2 * N_CLASSES] / (images.levels - 1)).float().to(device)
         guesses = game.classifier(shown).argmax(-1)
         restored = game.vae(guesses, shown)[:, : shown.shape[1]].sigmoid()
         rows = torch.stack((shown, restored), 1).flatten(0, 1)
-        pictures.grid(rows, N_CLASSES, folder / "reconstructions.png", "test images, each beside its reconstruction")
+        plots.grid(rows, N_CLASSES, folder / "reconstructions.png", "test images, each beside its reconstruction")
 
 
 def main(params: list[str]) -> dict[str, Any] | None:
@@ -423,21 +423,21 @@ def train(
     return training.train(opts, game, loaders["train"], loaders["validation"], "semi_supervised_vae", callbacks)
 
 
-def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
+def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
     trained = "greedy" if opts.labeled_only else methods.trained_messages(opts)
     validated = "expected" if opts.mode in ("marg", "sumsample") else "sampled"
     accuracy = (
-        pictures.Curve("train", "acc", trained),
-        pictures.Curve("validation", "acc_expected", validated),
-        pictures.Curve("validation", "acc", "greedy", "acc"),
+        plots.Curve("train", "acc", trained),
+        plots.Curve("validation", "acc_expected", validated),
+        plots.Curve("validation", "acc", "greedy", "acc"),
     )
     elbo = (
-        pictures.Curve("train", "negative_elbo", trained),
-        pictures.Curve("validation", "negative_elbo", validated, "negative_elbo", "expected"),
+        plots.Curve("train", "negative_elbo", trained),
+        plots.Curve("validation", "negative_elbo", validated, "negative_elbo", "expected"),
     )
     return [
-        pictures.Panel("accuracy (share of images)", accuracy, 1 / N_CLASSES),
-        pictures.Panel("negative ELBO (nats)", elbo),
-        pictures.compared("support (classes)", "support", "support"),
-        pictures.compared("entropy of the sender (nats)", "sender_entropy", "sender_entropy"),
+        plots.Panel("accuracy (share of images)", accuracy, 1 / N_CLASSES),
+        plots.Panel("negative ELBO (nats)", elbo),
+        plots.compared("support (classes)", "support", "support"),
+        plots.compared("entropy of the sender (nats)", "sender_entropy", "sender_entropy"),
     ]

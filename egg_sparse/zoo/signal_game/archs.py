@@ -13,14 +13,16 @@ class PaperSender(nn.Module):
     """The sender of the paper's code: a linear map, a 1x1 convolution to ``hidden_size`` filters and one back to a
     single one, each followed by a sigmoid, and a linear map to the vocabulary; no biases.
 
-    It sees the target alone, and returns scores ``(B, vocab_size)`` divided by ``tau_s``.
+    It sees the target alone, and returns scores ``(B, vocab_size)`` divided by ``temperature``.
 
     Source: deep-spin/sparse-marginalization-lvm; EGG's InformedSender, of one image.
     """
 
-    def __init__(self, n_features: int, embedding_size: int, hidden_size: int, vocab_size: int, tau_s: float) -> None:
+    def __init__(
+        self, n_features: int, embedding_size: int, hidden_size: int, vocab_size: int, temperature: float
+    ) -> None:
         super().__init__()
-        self.tau_s = tau_s
+        self.temperature = temperature
         self.embed = nn.Linear(n_features, embedding_size, bias=False)
         self.filter = nn.Conv2d(1, hidden_size, kernel_size=1, bias=False)
         self.combine = nn.Conv2d(hidden_size, 1, kernel_size=1, bias=False)
@@ -30,20 +32,20 @@ class PaperSender(nn.Module):
         hidden = self.embed(images[0])[:, None, None, :]
         hidden = torch.sigmoid(self.filter(hidden))
         hidden = torch.sigmoid(self.combine(hidden))
-        return self.score(hidden[:, 0, 0, :]) / self.tau_s
+        return self.score(hidden[:, 0, 0, :]) / self.temperature
 
 
 class MLPSender(nn.Module):
-    """One hidden layer from the target to scores ``(B, vocab_size)``, divided by ``tau_s``."""
+    """One hidden layer from the target to scores ``(B, vocab_size)``, divided by ``temperature``."""
 
-    def __init__(self, n_features: int, hidden_size: int, vocab_size: int, tau_s: float) -> None:
+    def __init__(self, n_features: int, hidden_size: int, vocab_size: int, temperature: float) -> None:
         super().__init__()
-        self.tau_s = tau_s
+        self.temperature = temperature
         self.hidden = nn.Linear(n_features, hidden_size)
         self.score = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, images: torch.Tensor, aux_input: Any = None) -> torch.Tensor:
-        return self.score(F.relu(self.hidden(images[0]))) / self.tau_s
+        return self.score(F.relu(self.hidden(images[0]))) / self.temperature
 
 
 class Receiver(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from egg_sparse.zoo import images as grey_images
-from egg_sparse.zoo.options import require
+from egg_sparse.zoo.cli import require
 from egg_sparse.zoo.signal_game import pickled_arrays
 
 SOURCES = ("digits", "imagenet", "npz", *grey_images.TORCHVISION)

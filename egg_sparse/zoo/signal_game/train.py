@@ -14,8 +14,8 @@ from torch import nn
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import StepTemperature, SupportSchedule
 from egg_sparse.estimators import NeuralBaseline, SymbolGameScoreFunction, SymbolSampler
-from egg_sparse.zoo import methods, pictures, resume, training
-from egg_sparse.zoo.options import ZooParser, number
+from egg_sparse.zoo import methods, plots, resume, training
+from egg_sparse.zoo.cli import ZooParser, number
 from egg_sparse.zoo.signal_game import data
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
 
@@ -36,7 +36,7 @@ VALIDATION_SEED, TEST_SEED = 20200724, 20200725
 # Options of one mode alone; given with another, they draw a warning.
 MODE_OPTIONS = {
     "normalizer": ("marg", "sumsample"),
-    "topk": ("sumsample",),
+    "max_support": ("sumsample",),
     "entropy_coeff": ("marg", "sfe", "nvil", "sumsample"),
     "loss_type": ("sfe",),
     "baseline_type": ("sfe",),
@@ -84,7 +84,9 @@ def _add_method_options(parser: ZooParser) -> None:
     normalizers = "sparsemax (default in marg), softmax (default in sumsample), entmax15 or an alpha above 1"
     option("--normalizer", type=_normalizer, default=None, help=f"marg, sumsample: {normalizers}")
     summed = "symbols that are summed exactly, beside a sampled one"
-    option("--topk", type=number(int, at_least=1), default=10, help=f"sumsample: {summed} (default: 10)")
+    option(
+        "--max_support", "--topk", type=number(int, at_least=1), default=10, help=f"sumsample: {summed} (default: 10)"
+    )
     entropy = "coefficient of the acting agents' entropy in nats; not in gs"
     default = f"0 where marg controls its support, else {ENTROPY_COEFF}"
     option("--entropy_coeff", type=not_negative, default=None, help=f"{entropy} (default: {default})")
@@ -156,7 +158,7 @@ def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, 
     """The sender, which returns scores of symbols, and the receiver, which returns log-probabilities of candidates."""
     sizes: dict[str, Any] = {"n_features": n_features, "vocab_size": opts.vocab_size}
     temperature = 1.0 if methods.controls_support(opts) else opts.temperature or TEMPERATURE
-    hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "tau_s": temperature}
+    hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "temperature": temperature}
     sizes["embedding_size"] = opts.embedding_size
     one_hot = opts.mode == "gs"
     if opts.sender == "paper":
@@ -261,8 +263,8 @@ def play_exactly(
 
     Returns:
         Per game, on the CPU: ``acc`` with the most probable message, which is ``message``; and in exact expectation
-        over messages ``acc_expected``, ``nll``, ``support`` and ``decoder_calls``; and ``exact``, 1 where training sums
-        over a support of this size exactly, else 0, in the modes that sum.
+        over messages ``acc_expected``, ``nll``, ``support`` and ``receiver_calls``; and ``exact``, 1 where training
+        sums over a support of this size exactly, else 0, in the modes that sum.
     """
     one_hot = opts.mode == "gs"
     normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
@@ -318,7 +320,7 @@ def evaluate(
     messages of the distribution that they were trained with.
     """
     figures = play_exactly(opts, sender, receiver, loader, device, temperature)
-    names = ("acc", "acc_expected", "nll", "support", "exact", "decoder_calls")
+    names = ("acc", "acc_expected", "nll", "support", "exact", "receiver_calls")
     means = {name: float(figures[name].mean()) for name in names}
     return {
         "acc": means["acc"],
@@ -326,7 +328,7 @@ def evaluate(
         "loss": means["nll"],
         "support": means["support"],
         **({"exact": means["exact"]} if opts.mode in ("marg", "sumsample") else {}),
-        "decoder_calls": means["decoder_calls"] if opts.mode == "marg" else _calls_in_training(opts),
+        "receiver_calls": means["receiver_calls"] if opts.mode == "marg" else _calls_in_training(opts),
         "messages_used": len(torch.unique(figures["message"])),
     }
 
@@ -339,7 +341,7 @@ def controlled_temperature(opts: argparse.Namespace, game: Any) -> float:
 def _calls_in_training(opts: argparse.Namespace) -> float:
     """Symbols per example that the receiver is given in one training step of a sampling method."""
     if opts.mode == "sumsample":
-        return float(min(opts.topk + 1, opts.vocab_size))
+        return float(min(opts.max_support + 1, opts.vocab_size))
     return 2.0 if opts.mode == "sfe" and opts.baseline_type == "sample" else 1.0
 
 
@@ -398,17 +400,17 @@ def train(
     return training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", callbacks, fused=False)
 
 
-def _panels(opts: argparse.Namespace) -> list[pictures.Panel]:
+def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
     messages = methods.trained_messages(opts)
     success = (
-        pictures.Curve("train", "acc", messages),
-        pictures.Curve(
+        plots.Curve("train", "acc", messages),
+        plots.Curve(
             "validation", "acc_expected", "expected" if opts.mode == "marg" else "sampled", "acc_expected", "expected"
         ),
-        pictures.Curve("validation", "acc", "greedy", "acc"),
+        plots.Curve("validation", "acc", "greedy", "acc"),
     )
     return [
-        pictures.Panel(f"success among {opts.game_size} (share of games)", success, 1 / opts.game_size),
-        pictures.compared("support (symbols)", "support", "support"),
-        pictures.compared("entropy of the sender (nats)", "sender_entropy"),
+        plots.Panel(f"success among {opts.game_size} (share of games)", success, 1 / opts.game_size),
+        plots.compared("support (symbols)", "support", "support"),
+        plots.compared("entropy of the sender (nats)", "sender_entropy"),
     ]

@@ -1,9 +1,9 @@
 """The curves of a run: what is drawn, and what is written beside it."""
 
 import pytest
+from egg_sparse.zoo.plots import Curve, Panel
 
-from egg_sparse.zoo import pictures, run_folder
-from egg_sparse.zoo.pictures import Curve, Panel
+from egg_sparse.zoo import plots, run_folder
 from egg_sparse.zoo.signal_game import train as signal_game
 from egg_sparse.zoo.signal_game.train import main
 
@@ -48,7 +48,7 @@ def lines_of(axes):
 
 def test_draws_each_quantity_under_its_own_name(figures, tmp_path):
     results = {"acc": 0.7, "acc_expected": 0.6}
-    pictures.curves(HISTORY, results, [SUCCESS, Panel("not reported", (Curve("train", "x"),))], tmp_path / "c.png", "t")
+    plots.curves(HISTORY, results, [SUCCESS, Panel("not reported", (Curve("train", "x"),))], tmp_path / "c.png", "t")
     (axes,) = figures[0].axes
     colors = {text.get_text(): text.get_color() for text in axes.texts}
     assert set(colors) == {
@@ -78,7 +78,7 @@ def test_labels_are_apart_and_beside_the_axes(first, last, figures, tmp_path):
         for epoch, value in ((1, first), (2, last))
         for mode in ("train", "validation")
     ]
-    pictures.curves(history, {"acc": last, "acc_expected": last}, [SUCCESS], tmp_path / "c.png", "t")
+    plots.curves(history, {"acc": last, "acc_expected": last}, [SUCCESS], tmp_path / "c.png", "t")
     figures[0].canvas.draw()
     axes = figures[0].axes[0]
     boxes, frame = [text.get_window_extent() for text in axes.texts], axes.get_window_extent()
@@ -90,7 +90,7 @@ def test_labels_are_apart_and_beside_the_axes(first, last, figures, tmp_path):
 
 
 def test_nothing_reported_nothing_drawn(tmp_path):
-    pictures.curves([], {"acc": 0.5}, [SUCCESS], tmp_path / "c.png", "t")
+    plots.curves([], {"acc": 0.5}, [SUCCESS], tmp_path / "c.png", "t")
     assert not list(tmp_path.iterdir())
 
 
