@@ -26,7 +26,8 @@ from egg_sparse.zoo import faults, training
 from egg_sparse.zoo.images import GreyImages
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.archs import negative_elbo
-from egg_sparse.zoo.semi_supervised_vae.train import SemiSupervisedGame, build_game, parse_options
+from egg_sparse.zoo.semi_supervised_vae.games import SemiSupervisedGame, build_game
+from egg_sparse.zoo.semi_supervised_vae.train import parse_options
 
 BATCH, PIXELS, CLASSES, STEPS, WEIGHT = 64, 784, 10, 100, 9.0
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.zoo.signal_game.archs import PaperSender, Receiver
-from egg_sparse.zoo.signal_game.train import loss_nll
+from egg_sparse.zoo.signal_game.games import loss_nll
 
 BATCH, VOCABULARY, CANDIDATES, FEATURES, EMBEDDING, FILTERS = 64, 256, 16, 4096, 256, 512
 

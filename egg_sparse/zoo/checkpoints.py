@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pathlib
 import re
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from egg_sparse import host
+from egg_sparse.zoo import run_folder
 
 
 class RunCheckpoints(host.core.CheckpointSaver):
@@ -78,31 +78,20 @@ class RunCheckpoints(host.core.CheckpointSaver):
 
 
 def write(checkpoint: Any, path: pathlib.Path) -> None:
-    """Writes a checkpoint so that there is a whole one of that name, or none, at any moment.
+    """Writes a checkpoint so that at any moment there is the whole old one or the whole new one.
 
     Raises:
         OSError: it cannot be written; what was there stays.
     """
     path.parent.mkdir(exist_ok=True, parents=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with unfinished.open("wb") as file:
+        with run_folder.whole_file(path) as unfinished, unfinished.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     except RuntimeError as error:
         # how torch.save says that it could not write
         if "inline_container" not in str(error) and "write" not in str(error):
             raise
         raise OSError(f"cannot write a checkpoint to {path.parent}: is the disk full?") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def numbered(folder: pathlib.Path) -> list[pathlib.Path]:

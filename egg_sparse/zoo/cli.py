@@ -1,4 +1,4 @@
-"""Command lines of the zoo: options with this project's defaults, and errors of one sentence."""
+"""Command lines of the zoo: groups of options, and errors of one sentence."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import importlib
 import logging
 import math
 import pathlib
-import re
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from egg_sparse.zoo import run_folder
-
-OPTIMIZERS = ("adam", "sgd", "adagrad")
 
 
 def number(
@@ -44,34 +41,53 @@ def number(
             raise argparse.ArgumentTypeError(f"expected {what}{''.join(bounds)}, got {text!r}")
         return value
 
+    parse.__name__ = "N" if kind is int else "X"
     return parse
 
 
-BOUNDS = {
-    "batch_size": number(int, at_least=1),
-    "checkpoint_freq": number(int, at_least=0),
-    "lr": number(float, above=0),
-    "max_len": number(int, at_least=1),
-    "n_epochs": number(int, at_least=0),
-    "random_seed": number(int, at_least=0, at_most=2**32 - 1),
-    "update_freq": number(int, at_least=1),
-    "validation_freq": number(int, at_least=0),
-    "vocab_size": number(int, at_least=1),
+def path(text: str) -> str:
+    """An argparse type: a path that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
+    return text
+
+
+path.__name__ = "PATH"
+
+
+GROUPS = ("data", "agents", "method", "training", "run")
+"""The groups of options in ``--help``, in their order."""
+
+EGG_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vocab_size": ("agents", {"type": number(int, at_least=1), "help": "symbols in the vocabulary"}),
+    "max_len": ("agents", {"type": number(int, at_least=1), "help": "symbols in the longest message"}),
+    "n_epochs": ("training", {"type": number(int, at_least=0), "help": "epochs"}),
+    "batch_size": ("training", {"type": number(int, at_least=1), "help": "examples in a batch"}),
+    "optimizer": ("training", {"choices": ("adam", "sgd", "adagrad"), "help": "optimizer"}),
+    "lr": ("training", {"type": number(float, above=0), "help": "learning rate"}),
+    "update_freq": ("training", {"type": number(int, at_least=1), "help": "batches per optimizer step"}),
+    "validation_freq": (
+        "training",
+        {"type": number(int, at_least=0), "help": "epochs between validations, 0 for no validation"},
+    ),
+    "fp16": ("training", {"help": "mixed precision"}),
+    "random_seed": (
+        "run",
+        {"type": number(int, at_least=0, at_most=2**32 - 1), "help": "seed of all random numbers; drawn if not given"},
+    ),
+    "no_cuda": ("run", {"help": "run on the CPU, also where there is a GPU"}),
+    "checkpoint_dir": ("run", {"type": path, "help": "folder of the checkpoints, instead of one in the run folder"}),
+    "checkpoint_freq": (
+        "run",
+        {"type": number(int, at_least=0), "help": "epochs between checkpoints, 0 for the last epoch alone"},
+    ),
+    "load_from_checkpoint": ("run", {"type": path, "help": "checkpoint to go on from, or to test"}),
+    "preemptable": ("run", {"help": "go on from the newest checkpoint in --out or --checkpoint_dir, if there is one"}),
+    "tensorboard": ("run", {"help": "write summaries for TensorBoard"}),
+    "tensorboard_dir": ("run", {"type": path, "help": "folder of these summaries"}),
+    "distributed_port": ("run", {"help": "port that processes started by SLURM share"}),
 }
-"""Of the options that EGG adds: what they can be."""
-
-PATHS = (
-    "checkpoint_dir",
-    "data_root",
-    "load_from_checkpoint",
-    "out",
-    "resume",
-    "root",
-    "tensorboard_dir",
-    "warm_start_path",
-)
-"""Options that name a file or a folder."""
-
+"""The options that ``core.init`` adds: their group, and what this project says of them."""
 
 EXCLUSIVE = {
     "evaluate": (("resume", "out", "preemptable"), "it tests one checkpoint, and writes nothing"),
@@ -82,42 +98,59 @@ EXCLUSIVE = {
 }
 """Options that contradict others, and why."""
 
-DEBUG = ("--deb", "--debu", "--debug")
-"""``--debug`` and its abbreviations, which are found without a parser: an error may come before there is one."""
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """The formatter that names values by their type, and writes defaults other than None and a switch's False."""
 
-def _path(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
-    return text
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return getattr(action.type, "__name__", action.dest.upper())
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class ZooParser(argparse.ArgumentParser):
-    """A parser that bounds the options that EGG adds, may give them other defaults, and knows what was given.
+    """A parser with groups of options, which has its own words and defaults for EGG's and knows what was given.
 
     Options can be abbreviated, as those of EGG's games can. With ``--evaluate`` or ``--resume`` the options of the run
     that is meant come first, and those of the command line override them.
 
     Args:
-        prog: the command, for messages.
-        defaults: option -> default, for options that ``core.init`` will add.
+        prog: the command's name, for messages.
+        description: the experiment in one sentence.
+        defaults: the defaults of options that ``core.init`` adds, by name.
+        unused: the options of EGG's that have no effect in this experiment, by name, and why. ``--help`` leaves them
+            out.
+
+    Attributes:
+        group: the groups of options, by name; each has ``add_argument``.
+        given: the options of the command line, by their whole names, and their values.
     """
 
-    def __init__(self, prog: str, description: str, defaults: dict[str, Any]) -> None:
+    def __init__(
+        self, prog: str, description: str, defaults: Mapping[str, Any], unused: Mapping[str, str] | None = None
+    ) -> None:
         self.defaults = defaults
-        super().__init__(prog=prog, description=description)
+        self.unused = unused or {}
+        self.group: dict[str, Any] = {}
         self.given: dict[str, Any] = {}
-        """The options of the command line, by their whole names, and their values."""
+        super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter, usage="%(prog)s [options]")
+        self.group.update({name: self.add_argument_group(name) for name in GROUPS})
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:  # type: ignore[override]
-        action = super().add_argument(*args, **kwargs)
-        if action.dest == "optimizer":
-            action.choices = OPTIMIZERS
-        action.type = _path if action.dest in PATHS else BOUNDS.get(action.dest, action.type)
-        if action.dest in self.defaults:
-            action.default = self.defaults[action.dest]
-            action.help = re.sub(r"\s*\(default: .*?\)", "", action.help or "") + f" (default: {action.default})"
-        return action
+        name = args[-1].removeprefix("--")
+        if name not in EGG_OPTIONS:
+            return super().add_argument(*args, **kwargs)
+        group, own = EGG_OPTIONS[name]
+        own = {**own, "default": self.defaults.get(name, kwargs.get("default"))}
+        if name in self.unused:
+            own["help"] = argparse.SUPPRESS
+        return self.group[group].add_argument(*args, **{**kwargs, **own})
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         args = sys.argv[1:] if args is None else args
@@ -125,9 +158,9 @@ class ZooParser(argparse.ArgumentParser):
         found = argparse.Namespace(**{action.dest: absent for action in self._actions})
         self.parse_known_args(args, found)
         self.given = {name: value for name, value in vars(found).items() if value is not absent}
-        return super().parse_args([*self._of_run(), *args], namespace)
+        return super().parse_args([*self._options_of_run(), *args], namespace)
 
-    def _of_run(self) -> list[str]:
+    def _options_of_run(self) -> list[str]:
         """The options of the run that is tested or resumed, none without ``--evaluate`` and ``--resume``."""
         for option, (others, why) in EXCLUSIVE.items():
             for other in others:
@@ -152,7 +185,7 @@ class ZooParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
 
     def warn_unused(self, names: Iterable[str], why: str) -> None:
-        """One warning for every given option that has no effect."""
+        """Writes a warning for every one of these options that was given."""
         for name in names:
             if name in self.given:
                 print(f"{self.prog}: warning: --{name} has no effect {why}", file=sys.stderr, flush=True)
@@ -208,7 +241,7 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
         print(f"{prog}: {'terminated' if terminated else 'interrupted'}{goes_on}", file=sys.stderr, flush=True)
         return 143 if terminated else 130
     except Exception as error:
-        if any(param in DEBUG for param in params):
+        if _debugs(params):
             traceback.print_exc()
         sentence = " ".join(str(error).split()) or "no reason given"
         if not isinstance(
@@ -222,6 +255,25 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+class _SilentParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _debugs(params: Sequence[str]) -> bool:
+    """Whether ``--debug`` is given, in a command line that another parser may have refused.
+
+    The second option is that of the zoo's with the longest common beginning, so that abbreviations are the same.
+    """
+    parser = _SilentParser(add_help=False)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
+    try:
+        return bool(parser.parse_known_args(params)[0].debug)
+    except ValueError:
+        return False
 
 
 class Terminated(BaseException):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,52 +75,3 @@ def _check(pixels: Any, classes: Any) -> None:
         )
     if int(classes.min()) < 0 or int(classes.max()) > 9:
         raise ValueError(f"classes must be 0 to 9, got {int(classes.min())} to {int(classes.max())}")
-
-
-def part_of(batch: np.ndarray, part: tuple[int, int]) -> np.ndarray:
-    """The part (i, n) of a batch's examples for the i-th of n processes, as many for each.
-
-    What cannot be shared equally, which only the last batch of an epoch may have, is left out.
-    """
-    size = len(batch) // part[1]
-    return batch[part[0] * size : (part[0] + 1) * size]
-
-
-class EpochLoader:
-    """Goes through images in batches, every epoch in an order of its own, which depends on (seed, epoch) alone.
-
-    Args:
-        n_images: how many there are.
-        batch_size: images per batch; the last one may be smaller.
-        seed: of the order.
-        fixed: every epoch has the images in their own order, as for validation and test.
-        part: (i, n), for the i-th of n processes: its part of every batch.
-    """
-
-    def __init__(
-        self, n_images: int, batch_size: int, seed: int = 0, fixed: bool = False, part: tuple[int, int] = (0, 1)
-    ) -> None:
-        self.n_images = n_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.fixed = fixed
-        self.part = part
-        self.epoch = 1
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is, counted from 1; it counts on by itself."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.n_images, self.batch_size)
-        return whole + (rest >= self.part[1])
-
-    def _batches(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """The epoch (0 if it is fixed), the batch's number in it, and the positions of all its images."""
-        epoch = 0 if self.fixed else self.epoch
-        self.epoch += 1
-        order = np.arange(self.n_images)
-        if not self.fixed:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.n_images)
-        for index in range(len(self)):
-            yield epoch, index, order[index * self.batch_size : (index + 1) * self.batch_size]

@@ -8,6 +8,8 @@ import os
 import pathlib
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jsonl", "curves.png", "checkpoints"
@@ -55,14 +57,10 @@ def create(opts: argparse.Namespace, experiment: str, goes_on: bool, unchanged: 
     try:
         folder = folder if opts.out else _make_new(named)
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / OPTIONS_FILE
-        if goes_on:
-            if not unchanged:
-                (folder / RESULTS_FILE).unlink(missing_ok=True)  # of fewer epochs, or of other options
-            if not (unchanged and file.is_file()):
-                _replace(file, _saved(opts))
-        elif not _claim(file, _saved(opts)):
-            raise ValueError(f"--out: {folder} holds a run already; choose another folder, or --resume {folder}")
+        if goes_on and not unchanged:
+            (folder / RESULTS_FILE).unlink(missing_ok=True)  # of fewer epochs, or of other options
+        if not (goes_on and unchanged and (folder / OPTIONS_FILE).is_file()):
+            _write_options(opts, folder, new=not goes_on)
     except OSError as error:
         raise OSError(f"--out: cannot write to the run folder {folder}: {error.strerror or error}") from error
     current, trained = folder, False
@@ -82,55 +80,66 @@ def _make_new(folder: pathlib.Path) -> pathlib.Path:
             made = folder.with_name(f"{folder.name}-{number}")
 
 
-def _saved(opts: argparse.Namespace) -> str:
+def _write_options(opts: argparse.Namespace, folder: pathlib.Path, new: bool) -> None:
     saved = {name: value for name, value in sorted(vars(opts).items()) if name not in _NOT_SAVED}
-    return json.dumps(saved, indent=2) + "\n"
-
-
-def _unfinished(file: pathlib.Path) -> pathlib.Path:
-    """A name beside a file that no other process writes to."""
-    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.unfinished")
-
-
-def _replace(file: pathlib.Path, text: str) -> None:
-    """Writes a file so that at any moment there is the whole old one or the whole new one."""
-    unfinished = _unfinished(file)
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _claim(file: pathlib.Path, text: str) -> bool:
-    """Writes a new file, whole or not at all. Returns False, and writes nothing, where the file exists: of several
-    processes one alone succeeds.
-    """
-    unfinished = _unfinished(file)
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        try:
-            os.link(unfinished, file)
-        except FileExistsError:
-            raise
-        except OSError:  # the file system has no hard links
-            with file.open("x", encoding="utf-8") as opened:
-                opened.write(text)
+        with whole_file(folder / OPTIONS_FILE, new) as unfinished:
+            unfinished.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
     except FileExistsError:
-        return False
+        raise ValueError(f"--out: {folder} holds a run already; choose another folder, or --resume {folder}") from None
+
+
+@contextmanager
+def whole_file(path: pathlib.Path, new: bool = False) -> Iterator[pathlib.Path]:
+    """Lets a file be written so that at any moment there is the whole old one or the whole new one.
+
+    Args:
+        path: the file.
+        new: whether there must be none yet. Of several processes that write it at once, one alone then succeeds.
+
+    Yields:
+        The name to write to, beside the file; what is there takes the file's place at the end.
+
+    Raises:
+        FileExistsError: there is one, though it must be new.
+        OSError: the file cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        yield unfinished
+        _synchronize(unfinished)
+        if new:
+            _link(unfinished, path)
+        else:
+            os.replace(unfinished, path)
+        _synchronize(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
-    return True
+
+
+def _synchronize(path: pathlib.Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(unfinished: pathlib.Path, path: pathlib.Path) -> None:
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links
+        with path.open("xb") as file:
+            file.write(unfinished.read_bytes())
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:
-    """Saves a figure as a PNG so that at any moment there is a whole one of that name, or none."""
-    unfinished = _unfinished(path)
-    try:
+    """Saves a figure as a PNG."""
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=120)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_results(folder: pathlib.Path, results: dict[str, Any]) -> None:
@@ -140,7 +149,8 @@ def write_results(folder: pathlib.Path, results: dict[str, Any]) -> None:
         OSError: the folder cannot be written to.
     """
     try:
-        _replace(folder / RESULTS_FILE, json.dumps(results) + "\n")
+        with whole_file(folder / RESULTS_FILE) as unfinished:
+            unfinished.write_text(json.dumps(results) + "\n", encoding="utf-8")
     except OSError as error:
         raise OSError(f"cannot write {RESULTS_FILE} to the run folder {folder}: {error.strerror or error}") from error
 
@@ -213,5 +223,6 @@ def keep_metrics_until(folder: pathlib.Path, epoch: int) -> list[dict[str, Any]]
                 kept.append(record)
         text = "".join(json.dumps(record) + "\n" for record in kept)
         if text.encode() != file.read_bytes():
-            _replace(file, text)
+            with whole_file(file) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
     return kept

@@ -19,25 +19,35 @@ from torch import nn
 from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
 from egg_sparse.zoo import checkpoints, faults, plots, resume, run_folder
-from egg_sparse.zoo.cli import Terminated, ZooParser, number, require
+from egg_sparse.zoo.cli import Terminated, ZooParser, number, path, require
 
 core = host.core
 
 
-def add_run_options(parser: ZooParser, experiment: str) -> None:
-    """Options that every entry has, beside those that EGG adds."""
-    option = parser.add_argument
-    schedules = "linear: the learning rate falls to 0 at the last epoch"
-    option("--lr_schedule", choices=("linear", "constant"), default="linear", help=f"{schedules} (default: linear)")
-    option("--weight_decay", type=number(float, at_least=0), default=0.0, help="L2 regularization (default: 0)")
-    option("--out", default=None, help=f"the run folder (default: runs/{experiment}/<mode>-<seed>-<time>)")
-    option("--resume", default=None, help="go on with the run in this folder, with its options and those given")
-    kept = "checkpoints of epochs to keep, the newest, beside the last"
-    option("--keep", type=number(int, at_least=1), default=2, help=f"{kept} (default: 2)")
-    faults = "what to do where a loss or a gradient is not finite"
-    option("--on_nan", choices=("stop", "skip"), default="stop", help=f"{faults} (default: stop)")
+def add_run_options(parser: ZooParser, experiment: str, lr_schedule: str = "linear") -> None:
+    """Adds the options that every entry has, beside those that EGG adds.
+
+    Args:
+        parser: the parser.
+        experiment: the folder of runs of one kind.
+        lr_schedule: the default of ``--lr_schedule``.
+    """
+    option = parser.group["training"].add_argument
+    schedules = "learning rate that falls to 0 at the last epoch, or stays"
+    option("--lr_schedule", choices=("linear", "constant"), default=lr_schedule, help=schedules)
+    option("--weight_decay", type=number(float, at_least=0), default=0.0, help="L2 regularization")
+    option(
+        "--on_nan",
+        choices=("stop", "skip"),
+        default="stop",
+        help="end of the run, or step left out, where a loss or a gradient is not finite",
+    )
     option("--deterministic", action="store_true", help="deterministic algorithms alone, also on a GPU; slower there")
+    option = parser.group["run"].add_argument
+    option("--out", type=path, help=f"run folder (default: runs/{experiment}/<mode>-<seed>-<time>)")
+    option("--resume", type=path, help="run folder to go on in, with the options of that run and those given")
     option("--evaluate", action="store_true", help="test --load_from_checkpoint with the options in its run folder")
+    option("--keep", type=number(int, at_least=1), default=2, help="newest checkpoints to keep, beside the last one")
     option("--debug", action="store_true", help="show the traceback of an error")
 
 

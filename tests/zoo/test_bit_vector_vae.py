@@ -18,8 +18,9 @@ from egg_sparse.zoo.bit_vector_vae import data
 from egg_sparse.zoo.bit_vector_vae.archs import Generator
 from egg_sparse.zoo.bit_vector_vae.distortion import categorical_distortion
 from egg_sparse.zoo.bit_vector_vae.likelihood import log_likelihood
-from egg_sparse.zoo.bit_vector_vae.train import PROG, build_vae, evaluate, line, main, parse_options
+from egg_sparse.zoo.bit_vector_vae.train import PROG, build_vae, evaluate, main, parse_options
 from egg_sparse.zoo.cli import run
+from egg_sparse.zoo.methods import linear
 
 SMALL = ["--n_epochs=2", "--latent_size=6", "--nll_samples=8", "--nll_images=20", "--validation_nll_samples=2"]
 
@@ -163,10 +164,10 @@ class TestData:
         assert torch.equal(next(iter(fixed))[1], torch.from_numpy(source.pixels[:50]))
 
 
-def test_line():
-    schedule = line(10, 1, 4)
+def test_linear_ends_where_it_should():
+    schedule = linear(10, 1, 4)
     assert [schedule(epoch) for epoch in (1, 2, 4, 9)] == [10, 7, 1, 1]
-    assert line(10, 1, 1)(1) == 1
+    assert linear(10, 1, 1)(1) == 1
 
 
 @pytest.mark.parametrize(

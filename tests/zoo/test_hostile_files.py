@@ -20,7 +20,7 @@ from egg_sparse import host, standin
 from egg_sparse.zoo import checkpoints, images, run_folder
 from egg_sparse.zoo.bit_vector_vae import data as bit_vector_data
 from egg_sparse.zoo.semi_supervised_vae import data as semi_supervised_data
-from egg_sparse.zoo.signal_game import data
+from egg_sparse.zoo.signal_game import data, files
 
 LONG = bool(os.environ.get("EGG_SPARSE_LONG"))
 MUTATIONS = 20_000 if LONG else 200
@@ -225,7 +225,7 @@ class TestArchives:
                 seeds.append(path.read_bytes())
 
         def read():
-            features, labels = data._npz(path)
+            features, labels = files.read_npz(path)
             same = np.array_equal(features, ARRAYS["features"].astype(np.float32))
             return None if same and np.array_equal(labels, ARRAYS["labels"]) else "other numbers than were saved"
 
@@ -242,14 +242,14 @@ class TestPickles:
         path = tmp_path / "labels.objects"
         path.write_bytes(whole.replace(declared, declared.replace(b"20", b"90").replace(b"\x14", b"\x5a")))
         with pytest.raises(ValueError, match=r"\(90,\).* 20 elements"):
-            data._unpickle(path)
+            files.read_pickled(path)
 
     def test_ten_bytes_that_take_gigabytes(self, tmp_path):
         """The memo's entry of number 2^28: the C unpickler makes room for all before it."""
         path = tmp_path / "labels.objects"
         path.write_bytes(b"\x80\x04]r\xff\xff\xff\x0f.")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert data._unpickle(path).tolist() == []
+        assert files.read_pickled(path).tolist() == []
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
     def test_one_long_string(self, tmp_path):
@@ -257,13 +257,13 @@ class TestPickles:
         path = tmp_path / "labels.objects"
         path.write_bytes(pickle.dumps([*(LABELS * 5000), "a" * 100_000]))
         with pytest.raises(ValueError, match=r"string.*longer"):
-            data._unpickle(path)
+            files.read_pickled(path)
 
     def test_what_reads_it_stays_as_it_is(self, tmp_path):
         path = tmp_path / "labels.objects"
         path.write_bytes(b"\x80\x02cnumpy\ndtype\n}U\x05buildNsb.")
         with pytest.raises(ValueError, match="it changes what it is read with"):
-            data._unpickle(path)
+            files.read_pickled(path)
 
     def test_a_list_that_would_fill_any_memory(self, tmp_path):
         """Ten lists of ten lists and so on, each written once: 10^12 elements as an array."""
@@ -273,7 +273,7 @@ class TestPickles:
         path = tmp_path / "labels.objects"
         path.write_bytes(pickle.dumps(bomb))
         with pytest.raises(ValueError, match=r"strings.*integers"):
-            data._unpickle(path)
+            files.read_pickled(path)
 
     def test_fuzz(self, tmp_path, marker):
         path = tmp_path / "labels.objects"
@@ -282,7 +282,7 @@ class TestPickles:
         seeds = [pickle.dumps(value, protocol) for value in (*values, *attacks) for protocol in (0, 2, 4, 5)]
 
         def read():
-            return None if isinstance(data._unpickle(path), np.ndarray) else "no array"
+            return None if isinstance(files.read_pickled(path), np.ndarray) else "no array"
 
         fuzz("pickles", seeds, path, read)
 
@@ -312,7 +312,7 @@ class TestHDF5:
         with h5py.File(self.path(folder), "w") as file:
             file.create_dataset("data", shape=(self.N, 5 * 10**10), dtype="f8", chunks=(1, 1000))
         with pytest.raises(ValueError, match=r"8000000000000 bytes.* 0"):
-            data._imagenet_part(folder)
+            files.read_imagenet_part(folder)
 
     @pytest.mark.parametrize("kind", ["external", "virtual", "link"])
     def test_numbers_of_another_file(self, folder, tmp_path, kind):
@@ -332,7 +332,7 @@ class TestHDF5:
                 layout[:] = h5py.VirtualSource(str(secret), "data", (self.N, 7))
                 file.create_virtual_dataset("data", layout)
         with pytest.raises(ValueError, match=r"another file"):
-            data._imagenet_part(folder)
+            files.read_imagenet_part(folder)
 
     @pytest.mark.parametrize("values", [np.array([["a"] * 7] * N, dtype="S1"), np.zeros((N, 7), dtype=complex)])
     def test_other_types(self, folder, values):
@@ -341,13 +341,13 @@ class TestHDF5:
         with h5py.File(self.path(folder), "w") as file:
             file["data"] = values
         with pytest.raises(ValueError, match="must hold numbers"):
-            data._imagenet_part(folder)
+            files.read_imagenet_part(folder)
 
     def test_fuzz(self, folder):
         path = self.path(folder)
 
         def read():
-            features, _ = data._imagenet_part(folder)
+            features, _ = files.read_imagenet_part(folder)
             return None if np.isfinite(features).all() else "features that are not finite"
 
         fuzz("h5", [path.read_bytes()], path, read)

@@ -1,9 +1,9 @@
 """The curves of a run: what is drawn, and what is written beside it."""
 
 import pytest
-from egg_sparse.zoo.plots import Curve, Panel
 
 from egg_sparse.zoo import plots, run_folder
+from egg_sparse.zoo.plots import Curve, Panel
 from egg_sparse.zoo.signal_game import train as signal_game
 from egg_sparse.zoo.signal_game.train import main
 

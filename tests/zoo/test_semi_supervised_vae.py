@@ -15,13 +15,11 @@ import torch.nn.functional as F
 from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, LinearOfClass, negative_elbo
+from egg_sparse.zoo.semi_supervised_vae.games import build_game, classification_loss, in_next_call
 from egg_sparse.zoo.semi_supervised_vae.train import (
     PROG,
-    build_game,
     build_loaders,
-    classification_loss,
     evaluate,
-    in_next_call,
     main,
     parse_options,
     play_as_trained,
@@ -281,7 +279,7 @@ def test_refuses(params, status, message, capsys):
 def test_refuses_a_warm_start_of_other_sizes(few_images, capsys, monkeypatch):
     main([*SMALL, "--labeled_only", "--random_seed=1", "--out=warm", "--no_cuda"])
     monkeypatch.setattr(
-        "egg_sparse.zoo.semi_supervised_vae.train.Classifier", lambda n, c: Classifier(n, c, hidden_size=32)
+        "egg_sparse.zoo.semi_supervised_vae.games.Classifier", lambda n, c: Classifier(n, c, hidden_size=32)
     )
     assert run(PROG, main, ["--warm_start_path=warm/checkpoints/final.tar", "--no_cuda"]) == 1
     assert "is of another architecture: layers.0.weight is (256, 64) there and (32, 64) here" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from torch import nn
 from egg_sparse import host
 from egg_sparse.zoo import resume
 from egg_sparse.zoo.cli import run
-from egg_sparse.zoo.signal_game import data, train
+from egg_sparse.zoo.signal_game import data, files, train
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
 from egg_sparse.zoo.signal_game.train import PROG, main, parse_options
 
@@ -210,7 +210,7 @@ class TestData:
         }[kind]
         path = tmp_path / "labels.objects"
         path.write_bytes(pickle.dumps(written, protocol=protocol))
-        assert data._unpickle(path).tolist() == list(np.asarray(written))
+        assert files.read_pickled(path).tolist() == list(np.asarray(written))
 
     def test_imagenet(self, tmp_path):
         images = data.load("imagenet", self.write_imagenet(tmp_path / "root"), "data", False)
@@ -259,7 +259,7 @@ class TestData:
         path = tmp_path / "labels.objects"
         path.write_bytes(attack(str(marker)))
         with pytest.raises(ValueError, match="is refused: it contains"):
-            data._unpickle(path)
+            files.read_pickled(path)
         assert not marker.exists()
 
     @pytest.mark.parametrize("source", ["mnist", "fashion-mnist"])
@@ -407,10 +407,12 @@ class TestEvaluation:
         loader = train.build_loaders(opts, images)["test"]
         with torch.no_grad():
             sender.score.weight.mul_(20)
-            supports = torch.cat([(entmax.sparsemax(sender(game[0]), dim=1) > 0).sum(1) for game in loader])
+            supports = torch.cat(
+                [(entmax.sparsemax(sender(game[0]) / opts.temperature, dim=1) > 0).sum(1) for game in loader]
+            )
         share = float((supports <= 4).float().mean())
         assert 0 < share < 1
-        found = train.evaluate(opts, sender, receiver, loader, opts.device)
+        found = train.evaluate(opts, sender, receiver, loader, opts.device, opts.temperature)
         assert found["exact"] == pytest.approx(1 if opts.mode == "marg" else share)
 
     def test_plays_every_game_once(self, played, monkeypatch):
@@ -454,7 +456,7 @@ class TestEvaluation:
         game = train.build_game(opts, sender, receiver)
         resume.load_for_evaluation(opts, game)
         loader = train.build_loaders(opts, images)["validation"]
-        temperature = train.controlled_temperature(opts, game)
+        temperature = train.wrapper_temperature(opts, game)
         found = train.play_exactly(opts, sender, receiver, loader, opts.device, temperature)
         assert last["mode"] == "validation"
         assert last["acc"] == pytest.approx(float(found["acc"].mean()))
@@ -578,7 +580,7 @@ class TestRuns:
         text = " ".join(capsys.readouterr().out.split())
         defaults = vars(parse_options([]))
         for name in ("lr", "n_epochs", "batch_size", "vocab_size", "game_size"):
-            said = re.search(rf"--{name} {name.upper()} .*?\(default: ([^)]*)\)", text)
+            said = re.search(rf"--{name} [NX] .*?\(default: ([^)]*)\)", text)
             assert float(said[1]) == defaults[name]
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from egg_sparse import host
-from egg_sparse.zoo import cli, run_folder
+from egg_sparse.zoo import run_folder
 from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.signal_game import train as signal_game
 from egg_sparse.zoo.signal_game.train import PROG, main
@@ -186,13 +186,14 @@ class TestAbbreviations:
                     assert error.count("\n") == 1
                     assert all(each in error for each in [f"ambiguous option: {prefix}", *meant])
 
-    def test_of_debug(self, parser):
-        for name in ("--debug", "--debu", "--deb", "--de"):
-            if name in cli.DEBUG:
-                assert parser.parse_args([name]).debug
-            else:
-                with pytest.raises(SystemExit):
-                    parser.parse_args([name])
+    @pytest.mark.parametrize("entry", ENTRIES)
+    def test_of_debug_shows_the_traceback_also_where_no_parser_was_reached(self, entry, capsys):
+        def fail(params):
+            raise ValueError("no parser yet")
+
+        for name in ("--debug", "--debu", "--deb", "--de", "--d", "--no_cuda"):
+            assert run(f"egg_sparse.zoo.{entry}", fail, [name, "--n_epochs=1"]) == 1
+            assert ("Traceback" in capsys.readouterr().err) == name.startswith("--deb")
 
     @pytest.mark.parametrize("entry", ENTRIES)
     def test_as_the_user_types_them(self, entry, capsys):

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from egg_sparse.zoo import images
-from egg_sparse.zoo.images import EpochLoader, GreyImages, part_of
+from egg_sparse.zoo.images import GreyImages
+from egg_sparse.zoo.loaders import Part, ShuffledLoader, part_of
 
 SOURCES = ("digits", *images.TORCHVISION)
 PAPERS_TRAINING = 55_000
@@ -45,12 +46,12 @@ def load(source: str, data_root: str) -> Split:
     )
 
 
-class ImageLoader(EpochLoader):
+class ImageLoader(ShuffledLoader):
     """Batches (grey levels in [0, 1], grey levels as integers), ``(B, n_pixels)`` each.
 
     Args:
         source: the images.
-        batch_size, seed, fixed, part: see :class:`EpochLoader`.
+        batch_size, seed, fixed, part: see :class:`ShuffledLoader`.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ImageLoader(EpochLoader):
         batch_size: int,
         seed: int = 0,
         fixed: bool = False,
-        part: tuple[int, int] = (0, 1),
+        part: Part = (0, 1),
     ) -> None:
         super().__init__(len(source), batch_size, seed, fixed, part)
         self.source = source

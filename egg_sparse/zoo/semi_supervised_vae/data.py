@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from egg_sparse.zoo import images
-from egg_sparse.zoo.images import EpochLoader, GreyImages, part_of
+from egg_sparse.zoo.images import GreyImages
+from egg_sparse.zoo.loaders import Part, ShuffledLoader, part_of
 
 SOURCES = ("digits", "mnist")
 PAPERS_SPLIT_SEED = 351245
@@ -77,7 +78,7 @@ def binarised(pixels: np.ndarray, levels: int, random: np.random.Generator) -> t
     return torch.from_numpy((pixels > random.integers(0, levels - 1, pixels.shape, dtype=np.uint8)).astype(np.float32))
 
 
-class SemiSupervisedLoader(EpochLoader):
+class SemiSupervisedLoader(ShuffledLoader):
     """Batches (images, classes, images, labelled batch); the last is a dict of ``images`` and ``classes``.
 
     Pixels are binarised anew for every epoch. Batch i of epoch e depends on (seed, e, i) alone.
@@ -86,7 +87,7 @@ class SemiSupervisedLoader(EpochLoader):
         unlabeled: what an epoch goes through once.
         labeled: the image at position i of their order comes with labelled image i modulo their number, as in the
             paper's code; None for no labelled batch.
-        batch_size, seed, fixed, part: see :class:`EpochLoader`.
+        batch_size, seed, fixed, part: see :class:`ShuffledLoader`.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class SemiSupervisedLoader(EpochLoader):
         batch_size: int,
         seed: int = 0,
         fixed: bool = False,
-        part: tuple[int, int] = (0, 1),
+        part: Part = (0, 1),
     ) -> None:
         super().__init__(len(unlabeled), batch_size, seed, fixed, part)
         self.unlabeled = unlabeled

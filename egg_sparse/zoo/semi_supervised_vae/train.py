@@ -3,250 +3,90 @@
 from __future__ import annotations
 
 import argparse
-import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import entmax
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
-from egg_sparse.callbacks import EpochSetter, StepTemperature
-from egg_sparse.estimators import SymbolSampler
+from egg_sparse.callbacks import EpochSetter
 from egg_sparse.zoo import methods, plots, resume, training
-from egg_sparse.zoo.cli import ZooParser, number
+from egg_sparse.zoo.cli import ZooParser, number, path
 from egg_sparse.zoo.semi_supervised_vae import data
-from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo
+from egg_sparse.zoo.semi_supervised_vae.games import (
+    METHODS,
+    N_CLASSES,
+    SemiSupervisedGame,
+    build_game,
+    elbo_loss,
+    unconditional,
+)
 
 core = host.core
 
 PROG = "egg_sparse.zoo.semi_supervised_vae"
-MODES = ("marg", "sfe", "nvil", "sumsample", "gs")
-NORMALIZERS = ("sparsemax", "softmax", "entmax15")
 WARM_START_EPOCHS = {"digits": 150, "mnist": 100}
-N_CLASSES = 10
 EVALUATION_SEED = 20201207
 EVALUATION_BATCH = 500
-
-MODE_OPTIONS = {
-    "max_support": ("sumsample",),
-    "baseline_type": ("sfe",),
-    "gs_tau": ("gs",),
-    "straight_through": ("gs",),
-    "temperature_decay": ("gs",),
-    "temperature_update_freq": ("gs",),
-}
 DATA_OPTIONS = {"data_root": ("mnist",)}
 
 
 def build_parser() -> ZooParser:
+    ten_classes = "in this game: a message is one of the ten classes"
     parser = ZooParser(
         prog=PROG,
         description="A VAE of images whose class is a message, learnt from few labels.",
-        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005, "checkpoint_freq": 1, "lr_schedule": "constant"},
+        defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005, "checkpoint_freq": 1},
+        unused={"max_len": ten_classes, "vocab_size": ten_classes},
     )
-    option, count, not_negative = parser.add_argument, number(int, at_least=1), number(float, at_least=0)
-    modes = "exact marginalization, score function, NVIL, sum-and-sample or Gumbel-Softmax"
-    option("--mode", choices=MODES, default="marg", help=f"{modes} (default: marg)")
-    normalizers = "of the sender, with its own classification loss; default sparsemax in marg, else softmax"
-    option("--normalizer", choices=NORMALIZERS, default=None, help=normalizers)
-    entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
-    option("--entropy_coeff", type=not_negative, default=1.0, help=f"{entropy} (default: 1)")
-    summed = "classes that are summed exactly, beside a sampled one"
-    option("--max_support", "--topk", type=count, default=1, help=f"sumsample: {summed} (default: 1)")
-    methods.add_baseline_option(parser)
-    methods.add_gumbel_options(parser, decay=1e-4)
-    divided = "what the classifier's scores are divided by"
-    option("--temperature", type=number(float, above=0), default=1.0, help=f"{divided} (default: 1.0)")
+    count = number(int, at_least=1)
+    option = parser.group["data"].add_argument
     sources = "scikit-learn's digits, or torchvision's MNIST with the paper's split"
-    option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
-    option("--data_root", default="data", help="mnist: torchvision's folder, filled by download if empty")
-    option("--n_labeled", type=count, default=None, help="images with a label (default: 100 of digits, 5000 of mnist)")
+    option("--data", choices=data.SOURCES, default="digits", help=sources)
+    roots = "mnist: torchvision's folder, filled by download if empty"
+    option("--data_root", type=path, default="data", help=roots)
+    option("--n_labeled", type=count, help="images with a label (default: 100 of digits, 5000 of mnist)")
+    methods.add_options(
+        parser,
+        METHODS,
+        {"max_support": {"default": 1}, "temperature_decay": {"default": 1e-4}},
+        aliases={"max_support": "topk"},
+    )
+    methods.add_temperature_option(parser, METHODS)
+    option = parser.group["method"].add_argument
+    normalizers = (
+        "normalizer of the sender, with its own classification loss (default: sparsemax in marg, else softmax)"
+    )
+    option("--normalizer", choices=methods.NORMALIZERS, help=normalizers)
+    entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
+    option("--entropy_coeff", type=number(float, at_least=0), default=1.0, help=entropy)
+    option = parser.group["training"].add_argument
     warm = "epochs on the labelled images alone, before the others"
     default = "of digits 150, of mnist 100; none with --warm_start_path"
-    option("--warm_start_epochs", type=number(int, at_least=0), default=None, help=f"{warm} (default: {default})")
-    option("--warm_start_lr", type=number(float, above=0), default=0.001, help="their learning rate (default: 0.001)")
-    option("--warm_start_path", default=None, help="start from the agents of this checkpoint, of --labeled_only, say")
+    option("--warm_start_epochs", type=number(int, at_least=0), help=f"{warm} (default: {default})")
+    option("--warm_start_lr", type=number(float, above=0), default=0.001, help="learning rate of these epochs")
+    starts = "checkpoint to start from, of a run with --labeled_only, say; takes the agents alone"
+    option("--warm_start_path", type=path, help=starts)
     option("--labeled_only", action="store_true", help="learn from the labelled images alone")
-    training.add_run_options(parser, "semi_supervised_vae")
+    training.add_run_options(parser, "semi_supervised_vae", lr_schedule="constant")
     return parser
 
 
 def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
     opts = resume.parse(parser, params)
-    if opts.normalizer is None:
-        opts.normalizer = "sparsemax" if opts.mode == "marg" else "softmax"
+    method = METHODS[opts.mode]
+    methods.complete(opts, method, temperature=1.0)
     if opts.warm_start_epochs is None:
         opts.warm_start_epochs = 0 if opts.warm_start_path else WARM_START_EPOCHS[opts.data]
-    if opts.mode in ("sfe", "nvil", "gs") and opts.normalizer != "softmax":
+    if not method.sums and opts.normalizer != "softmax":
         parser.error(f"--normalizer must be softmax in mode {opts.mode}, which samples, got {opts.normalizer}")
-    methods.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    parser.warn_unused(["max_len", "vocab_size"], "in this game: a message is one of the ten classes")
+    methods.warn_unused(parser, opts, METHODS, DATA_OPTIONS)
     if opts.evaluate or opts.load_from_checkpoint:
         warm = ["warm_start_epochs", "warm_start_lr", "warm_start_path"]
         parser.warn_unused(warm, "where the agents come from a checkpoint")
     return opts
-
-
-def elbo_loss(
-    sender_input: torch.Tensor,
-    message: torch.Tensor,
-    _receiver_input: Any,
-    receiver_output: torch.Tensor,
-    labels: torch.Tensor,
-    _aux_input: Any,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The negative ELBO of an image given its class, in nats; ``acc`` where the class is the right one.
-
-    The sender's entropy and the uniform prior's log 10 are not in it; the game subtracts the former. It is reported as
-    ``conditional_elbo_loss`` too, which means the same in training and validation.
-    """
-    latent_dim = (receiver_output.shape[-1] - sender_input.shape[-1]) // 2
-    classes = message.argmax(-1) if message.is_floating_point() else message
-    loss = negative_elbo(receiver_output, sender_input, latent_dim)
-    return loss, {"acc": (classes == labels).float(), "conditional_elbo_loss": loss.detach()}
-
-
-def unconditional(aux: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The negative ELBO ``(B,)`` in nats, with the divergence of the sender's distribution from a uniform one."""
-    return aux["conditional_elbo_loss"] - aux["sender_entropy"] + math.log(N_CLASSES)
-
-
-def classification_loss(normalizer: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The loss whose gradient is normalizer(scores) less the true class, per example."""
-    if normalizer == "softmax":
-        return lambda scores, classes: F.cross_entropy(scores, classes, reduction="none")
-    loss = {"sparsemax": entmax.SparsemaxLoss, "entmax15": entmax.Entmax15Loss}[normalizer]
-    return loss(reduction="none")
-
-
-@contextmanager
-def in_next_call(agent: nn.Module, *labeled: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Makes the next call of an agent take a labelled batch as well: one call for both is cheaper than two.
-
-    Args:
-        agent: called with tensors that have examples on axis 0, and other arguments behind them.
-        labeled: its arguments for the labelled batch. Classes become rows where the call's own messages are.
-
-    Yields:
-        A list, empty until that call, then with the agent's output for the labelled batch.
-    """
-    outputs: list[torch.Tensor] = []
-
-    def join(_agent: nn.Module, own: tuple[Any, ...]) -> tuple[Any, ...]:
-        joining.remove()
-        return *map(joined, own, labeled), *own[len(labeled) :]
-
-    def joined(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        if own.dim() > other.dim():
-            other = F.one_hot(other, own.shape[-1]).to(own.dtype)
-        return torch.cat((own, other))
-
-    def split(_agent: nn.Module, _inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        splitting.remove()
-        own, of_labeled = output.tensor_split([len(output) - len(labeled[0])])
-        outputs.append(of_labeled)
-        return own
-
-    joining, splitting = agent.register_forward_pre_hook(join), agent.register_forward_hook(split)
-    try:
-        yield outputs
-    finally:
-        joining.remove()
-        splitting.remove()
-
-
-class SemiSupervisedGame(nn.Module):
-    """A game on unlabelled images, plus the losses of a labelled batch that comes in ``aux_input``.
-
-    The loss in training is
-
-        labelled ELBO loss + classification loss + unlabeled_weight * the game's loss,
-
-    each a mean over its batch. In evaluation it is the game.
-
-    Args:
-        game: on images ``sender_input``, which are also ``receiver_input``.
-        classifier, vae: the agents that play it.
-        classification_loss: scores ``(B, n_classes)`` and classes ``(B,)`` to losses ``(B,)``.
-        unlabeled_weight: unlabelled images per labelled one.
-        labeled_only: train on labelled images alone, which then are ``sender_input``, their classes ``labels``.
-    """
-
-    def __init__(
-        self,
-        game: Any,
-        classifier: Classifier,
-        vae: GaussianVAE,
-        classification_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        unlabeled_weight: float,
-        labeled_only: bool = False,
-    ) -> None:
-        super().__init__()
-        self.game = game
-        self.classifier = classifier
-        self.vae = vae
-        self.classification_loss = classification_loss
-        self.unlabeled_weight = unlabeled_weight
-        self.labeled_only = labeled_only
-
-    def labeled_losses(
-        self, images: torch.Tensor, classes: torch.Tensor, scores: torch.Tensor, vae_output: torch.Tensor
-    ) -> torch.Tensor:
-        """Losses ``(B,)`` of labelled images, of what the agents make of them."""
-        elbo, _ = elbo_loss(images, classes, images, vae_output, classes, None)
-        return elbo + self.classification_loss(scores, classes)
-
-    def forward(
-        self, sender_input: torch.Tensor, labels: torch.Tensor, receiver_input: Any = None, aux_input: Any = None
-    ) -> tuple[torch.Tensor, Any]:
-        if not self.training:
-            return self.game(sender_input, labels, receiver_input)
-        if self.labeled_only:
-            scores, vae_output = self.classifier(sender_input), self.vae(labels, sender_input)
-            losses = self.labeled_losses(sender_input, labels, scores, vae_output)
-            guesses = scores.detach().argmax(-1)
-            return losses.mean(), self.game.train_logging_strategy.filtered_interaction(
-                sender_input=sender_input,
-                receiver_input=receiver_input,
-                labels=labels,
-                aux_input=None,
-                message=guesses,
-                receiver_output=None,
-                message_length=torch.ones_like(losses.detach()),
-                aux={"acc": (guesses == labels).float(), "labeled_loss": losses.detach()},
-            )
-        images, classes = aux_input["images"], aux_input["classes"]
-        with in_next_call(self.classifier, images) as scores, in_next_call(self.vae, classes, images) as vae_output:
-            loss, interaction = self.game(sender_input, labels, receiver_input)
-        interaction.aux["negative_elbo"] = unconditional(interaction.aux)
-        losses = self.labeled_losses(images, classes, *scores, *vae_output)
-        interaction.aux["labeled_loss"] = losses.detach()
-        return losses.mean() + self.unlabeled_weight * loss, interaction
-
-
-def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGame:
-    """The agents in the game that trains them."""
-    n_pixels = split.labeled.pixels.shape[1]
-    classifier, vae = Classifier(n_pixels, N_CLASSES), GaussianVAE(n_pixels, N_CLASSES)
-    options: dict[str, Any] = {"sender_entropy_coeff": opts.entropy_coeff, **training.quiet_logging()}
-    game: nn.Module
-    if opts.mode in ("marg", "sumsample"):
-        sender = SparsemaxWrapper(classifier, opts.normalizer, temperature=opts.temperature)
-        bounded: dict[str, Any] = {"max_support": methods.max_support(opts), "bound": "sum_and_sample"}
-        game = SymbolGameMarg(sender, vae, elbo_loss, strategy="gather", **bounded, **options)
-    else:
-        sampler = SymbolSampler(classifier, opts.temperature)
-        game = methods.sampling_game(opts, sampler, vae, elbo_loss, n_pixels, **options)
-    loss = classification_loss(opts.normalizer)
-    weight = len(split.unlabeled) / len(split.labeled)
-    return SemiSupervisedGame(game, classifier, vae, loss, weight, opts.labeled_only)
 
 
 def load_agents(game: SemiSupervisedGame, path: str) -> None:
@@ -301,18 +141,19 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
     distribution that they were trained with.
     """
     sender = SparsemaxWrapper(game.classifier, opts.normalizer, temperature=opts.temperature)
+    method = METHODS[opts.mode]
     exact = SymbolGameMarg(
         sender,
         game.vae,
         elbo_loss,
-        1.0,
+        sender_entropy_coeff=1.0,
         strategy="gather",
         evaluation="expected",
-        max_support=methods.max_support(opts),
+        max_support=methods.max_support(opts, method),
         **training.quiet_logging(),
     )
     exact.to(opts.device).eval()
-    reported = ("sender_entropy", "support", *(("exact",) if opts.mode in ("marg", "sumsample") else ()))
+    reported = ("sender_entropy", "support", *(("exact",) if method.sums else ()))
     totals = dict.fromkeys(("acc", "negative_elbo", *reported), 0.0)
     n_images = 0
     with torch.no_grad(), torch.random.fork_rng():
@@ -327,17 +168,13 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
             n_images += len(images)
     means = {name: total / n_images for name, total in totals.items()}
     means["negative_elbo"] += float(torch.log(torch.tensor(float(N_CLASSES))))  # of the uniform prior
-    return {**means, "receiver_calls": means["support"] if opts.mode == "marg" else _calls_in_training(opts)}
+    calls = method.receiver_calls(opts, N_CLASSES)
+    return {**means, "receiver_calls": means["support"] if calls is None else calls}
 
 
-def _calls_in_training(opts: argparse.Namespace) -> float:
-    """Classes per unlabelled image that the VAE is given in one training step of a sampling method."""
-    if opts.mode == "sumsample":
-        return float(min(opts.max_support + 1, N_CLASSES))
-    return 2.0 if opts.mode == "sfe" and opts.baseline_type == "sample" else 1.0
-
-
-def draw(game: SemiSupervisedGame, images: data.GreyImages, folder: pathlib.Path, device: torch.device) -> None:
+def save_pictures(
+    game: SemiSupervisedGame, images: data.GreyImages, folder: pathlib.Path, device: torch.device
+) -> None:
     """Samples of every class, and images beside what is left of them."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(EVALUATION_SEED)
@@ -380,7 +217,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     results = evaluate(opts, game, loaders["test"]) if leader else None
     if run and results:
         if run.unfinished:
-            draw(game, split.test, run.folder, opts.device)
+            save_pictures(game, split.test, run.folder, opts.device)
         run.draw_curves(_panels(opts), results)
     return training.finish(opts, results, started, run)
 
@@ -414,18 +251,17 @@ def train(
     opts: argparse.Namespace, game: SemiSupervisedGame, loaders: dict[str, data.SemiSupervisedLoader]
 ) -> training.Run | None:
     """Trains the game, and fills the run folder."""
-    callbacks: list[Any] = [
-        training.ValidationAsTrained(lambda device: play_as_trained(game, loaders["validation"], device))
+    callbacks = [
+        training.ValidationAsTrained(lambda device: play_as_trained(game, loaders["validation"], device)),
+        *METHODS[opts.mode].callbacks(opts, game.game.sender, len(loaders["train"])),
     ]
-    if opts.mode == "gs":
-        decay, steps = opts.temperature_decay, opts.temperature_update_freq
-        callbacks.append(StepTemperature(game.game.sender, len(loaders["train"]), decay, update_frequency=steps))
     return training.train(opts, game, loaders["train"], loaders["validation"], "semi_supervised_vae", callbacks)
 
 
 def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
-    trained = "greedy" if opts.labeled_only else methods.trained_messages(opts)
-    validated = "expected" if opts.mode in ("marg", "sumsample") else "sampled"
+    method = METHODS[opts.mode]
+    trained = "greedy" if opts.labeled_only else method.trained_messages(opts)
+    validated = "expected" if method.sums else "sampled"
     accuracy = (
         plots.Curve("train", "acc", trained),
         plots.Curve("validation", "acc_expected", validated),

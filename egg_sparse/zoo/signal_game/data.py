@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from egg_sparse.zoo import images as grey_images
-from egg_sparse.zoo.cli import require
-from egg_sparse.zoo.signal_game import pickled_arrays
+from egg_sparse.zoo.loaders import EpochLoader, Part, part_of
+from egg_sparse.zoo.signal_game import files
 
 SOURCES = ("digits", "imagenet", "npz", *grey_images.TORCHVISION)
 _SPLIT_SEED = 20200724  # of the split into train, validation and test images, which no --random_seed changes
@@ -61,21 +59,19 @@ def distinct_integers(rng: np.random.Generator, below: np.ndarray, count: int) -
     return rng.permuted(chosen, axis=1)
 
 
-class GameLoader:
+class GameLoader(EpochLoader):
     """Batches (sender_input, labels, receiver_input) of games: images ``(game_size, B, n_features)``, labels ``(B,)``.
 
     The sender's first image is the target; the receiver has the same images in another order, the label says where
     the target is. Batch i of epoch e depends on (seed, e, i) alone.
 
     Args:
-        images: where the games come from.
+        images: the images of the games.
         game_size: candidates, the target among them. They are of different concepts, or all of the same one if
             ``same``, and always different images.
         batch_size, n_batches: examples per batch, batches per epoch.
-        seed: of all random numbers.
-        fixed: every epoch brings the same batches, as for validation and test.
-        name: of these images, for errors.
-        part: (i, n), for the i-th of n processes: its part of every batch.
+        seed, fixed, part: see :class:`egg_sparse.zoo.loaders.EpochLoader`.
+        name: the name of these images, for errors.
 
     Raises:
         ValueError: there are too few concepts, or too few images of a concept.
@@ -91,17 +87,14 @@ class GameLoader:
         same: bool = False,
         fixed: bool = False,
         name: str = "training",
-        part: tuple[int, int] = (0, 1),
+        part: Part = (0, 1),
     ) -> None:
+        super().__init__(seed, fixed, part)
         self.images = images
         self.game_size = game_size
         self.batch_size = batch_size
         self.n_batches = n_batches
-        self.seed = seed
         self.same = same
-        self.fixed = fixed
-        self.part = part
-        self.epoch = 1
         self.concepts = np.flatnonzero(images.counts >= (game_size if same else 1))
         if same and not len(self.concepts):
             raise ValueError(
@@ -114,16 +107,11 @@ class GameLoader:
                 f"got {game_size}"
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is, counted from 1; it counts on by itself."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        epoch = 0 if self.fixed else self.epoch
-        self.epoch += 1
+        epoch = self._next_epoch()
         for index in range(self.n_batches):
             yield self._batch(np.random.default_rng([self.seed, epoch, index]))
 
@@ -137,8 +125,7 @@ class GameLoader:
             concepts = self.concepts[distinct_integers(rng, available, self.game_size)]
             chosen = starts[concepts] + rng.integers(counts[concepts])
         order = rng.permuted(np.tile(np.arange(self.game_size), (self.batch_size, 1)), axis=1)
-        mine = slice(*(self.batch_size * (self.part[0] + end) // self.part[1] for end in (0, 1)))
-        chosen, order = chosen[mine], order[mine]
+        chosen, order = part_of(chosen, self.part), part_of(order, self.part)
         for_sender = torch.from_numpy(chosen.T.copy())
         for_receiver = torch.from_numpy(np.take_along_axis(chosen, order, axis=1).T.copy())
         features = self.images.features
@@ -162,7 +149,7 @@ def load(source: str, root: str | None, data_root: str, same: bool, standardize:
     if source == "imagenet":
         return _imagenet(_required(root, source))
     if source == "npz":
-        features, labels = _npz(pathlib.Path(_required(root, source)))
+        features, labels = files.read_npz(pathlib.Path(_required(root, source)))
         return _split(features, labels)
     if source == "digits":
         digits = grey_images.digits()
@@ -218,94 +205,11 @@ def _split(
     )
 
 
-def _check(features: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
-    if not (isinstance(features, np.ndarray) and features.dtype.kind in "fiu" and features.ndim == 2):
-        raise ValueError(f"{where}: features must be numbers of shape (n, n_features), got {_describe(features)}")
-    if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "iuUS" and labels.ndim == 1):
-        raise ValueError(f"{where}: labels must be integers or strings of shape (n,), got {_describe(labels)}")
-    if len(features) != len(labels) or not features.size:
-        raise ValueError(f"{where}: there must be a label for every image, got {len(labels)} for {len(features)}")
-    with np.errstate(over="ignore"):  # what is infinite in float32 is refused
-        features = features.astype(np.float32)
-    if not np.isfinite(features).all():
-        raise ValueError(f"{where}: features must be finite, some are NaN or infinite")
-    return features, labels
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-_MOST_COMPRESSED = 1100  # of deflate, by which npz and HDF5 files are compressed, at most 1032
-
-
-def _check_size(declared: int, stored: int) -> None:
-    """Refuses sizes in bytes that no data of the stored size can have, before memory is allocated for them."""
-    if declared > _MOST_COMPRESSED * stored + 10_000:
-        raise ValueError(f"it declares {declared} bytes, but has only {stored}")
-
-
-def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"--root: there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"--root: {path} cannot be read as features and labels: it is not an .npz archive")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = {"features", "labels"} - set(archive.files)
-            if missing:
-                raise ValueError(f"it has no array named {' and none named '.join(sorted(missing))}")
-            for entry in archive.zip.infolist():
-                _check_size(entry.file_size, entry.compress_size)
-            features, labels = archive["features"], archive["labels"]
-    except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy happen to
-        raise ValueError(f"--root: {path} cannot be read as features and labels: {error}") from error
-    return _check(features, labels, str(path))
-
-
-def _unpickle(path: pathlib.Path) -> np.ndarray:
-    try:
-        return pickled_arrays.load(path.read_bytes())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--root: there is no file {path}") from error
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(f"--root: {path} is refused: {error or type(error).__name__}") from error
-
-
-def _imagenet_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    h5py = require("h5py", "h5py")
-    path = folder / "ours_images_single_sm0.h5"
-    labels = _unpickle(folder / "ours_images_single_sm0.objects")
-    paths = _unpickle(folder / "ours_images_paths_sm0.objects")
-    if not path.is_file():
-        raise FileNotFoundError(f"--root: there is no file {path}")
-    try:
-        with h5py.File(path, "r") as file:
-            if len(file) != 1:
-                raise ValueError(f"it must hold one dataset, not {len(file)}")
-            dataset = file[next(iter(file))]
-            if getattr(dataset, "ndim", 0) != 2 or dataset.shape[0] != len(labels):
-                raise ValueError(f"its dataset must have shape ({len(labels)}, n_features), as there are labels")
-            if dataset.is_virtual or dataset.external or dataset.file != file:
-                raise ValueError("its dataset takes its numbers from another file")
-            if dataset.dtype.kind not in "fiu":
-                raise ValueError(f"its dataset must hold numbers, got {dataset.dtype}")
-            _check_size(dataset.nbytes, dataset.id.get_storage_size())
-            features = dataset[()]
-    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError by the kind of damage
-        raise ValueError(f"--root: {path} cannot be read: {error}") from error
-    if len(paths) != len(labels):
-        raise ValueError(f"--root: {folder} has {len(labels)} labels but {len(paths)} paths")
-    features, labels = _check(features, labels, str(path))
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(norms > 0, norms, 1), labels
-
-
 def _imagenet(root: str) -> SignalData:
     folder = pathlib.Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"--root: there is no folder {folder}")
-    train, test = _imagenet_part(folder / "train"), _imagenet_part(folder / "test")
+    train, test = files.read_imagenet_part(folder / "train"), files.read_imagenet_part(folder / "test")
     if train[0].shape[1] != test[0].shape[1]:
         raise ValueError(
             f"--root: train and test images must have as many features, got {train[0].shape[1]} and {test[0].shape[1]}"

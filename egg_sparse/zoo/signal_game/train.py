@@ -12,39 +12,25 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
-from egg_sparse.callbacks import StepTemperature, SupportSchedule
-from egg_sparse.estimators import NeuralBaseline, SymbolGameScoreFunction, SymbolSampler
 from egg_sparse.zoo import methods, plots, resume, training
-from egg_sparse.zoo.cli import ZooParser, number
+from egg_sparse.zoo.cli import ZooParser, number, path
 from egg_sparse.zoo.signal_game import data
-from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
+from egg_sparse.zoo.signal_game.archs import Receiver
+from egg_sparse.zoo.signal_game.games import (
+    EGGS_BASELINES,
+    METHODS,
+    build_agents,
+    build_game,
+    loss_nll_and_report,
+)
 
 core = host.core
 
 PROG = "egg_sparse.zoo.signal_game"
-MODES = ("marg", "sfe", "nvil", "sumsample", "gs")
-EGGS_BASELINES = {
-    "runavg": core.baselines.MeanBaseline,
-    "builtin": core.baselines.BuiltInBaseline,
-    "none": core.baselines.NoBaseline,
-}
 VALIDATION_GAMES, TEST_GAMES = 1024, 10_000
 EVALUATION_BATCH = 64
 TEMPERATURE, ENTROPY_COEFF = 10.0, 0.1
 VALIDATION_SEED, TEST_SEED = 20200724, 20200725
-
-# Options of one mode alone; given with another, they draw a warning.
-MODE_OPTIONS = {
-    "normalizer": ("marg", "sumsample"),
-    "max_support": ("sumsample",),
-    "entropy_coeff": ("marg", "sfe", "nvil", "sumsample"),
-    "loss_type": ("sfe",),
-    "baseline_type": ("sfe",),
-    "gs_tau": ("gs",),
-    "straight_through": ("gs",),
-    "temperature_decay": ("gs",),
-    "temperature_update_freq": ("gs",),
-}
 DATA_OPTIONS = {
     "root": ("imagenet", "npz"),
     "data_root": ("mnist", "fashion-mnist"),
@@ -53,16 +39,40 @@ DATA_OPTIONS = {
 
 
 def _normalizer(text: str) -> str:
-    if text not in ("sparsemax", "softmax", "entmax15"):
+    if text not in methods.NORMALIZERS:
         try:
             above_1 = 1 < float(text) < float("inf")
         except ValueError:
             above_1 = False
         if not above_1:
             raise argparse.ArgumentTypeError(
-                f"expected sparsemax, softmax, entmax15 or a number above 1 (alpha), got {text!r}"
+                f"expected {', '.join(methods.NORMALIZERS)} or a number above 1 (alpha), got {text!r}"
             )
     return text
+
+
+METHOD_OPTIONS: dict[str, dict[str, Any]] = {
+    "normalizer": {
+        "type": _normalizer,
+        "metavar": "NAME",
+        "help": "sparsemax (default in marg), softmax (default in sumsample), entmax15, or an alpha above 1",
+    },
+    "max_support": {"default": 10},
+    "entropy_coeff": {
+        "type": number(float, at_least=0),
+        "help": "coefficient of the acting agents' entropy in nats "
+        f"(default: 0 where support control chooses the temperature, else {ENTROPY_COEFF})",
+    },
+    "loss_type": {
+        "choices": ("nll", "acc"),
+        "default": "nll",
+        "help": "negative log-likelihood, or accuracy of a sampled guess",
+    },
+    "baseline_type": {
+        "choices": (*EGGS_BASELINES, "sample"),
+        "help": "running mean, mean of the batch's other examples, none, or the loss of a second sample",
+    },
+}
 
 
 def build_parser() -> ZooParser:
@@ -70,155 +80,47 @@ def build_parser() -> ZooParser:
         prog=PROG,
         description="Two agents learn to name images, by exact sparse marginalization or by sampling.",
         defaults={"batch_size": 64, "n_epochs": 40, "lr": 0.005, "vocab_size": 256, "checkpoint_freq": 1},
+        unused={"max_len": "in this game: messages have one symbol"},
     )
-    _add_method_options(parser)
-    _add_game_options(parser)
+    count = number(int, at_least=1)
+    option = parser.group["data"].add_argument
+    sources = "scikit-learn's digits, concept features or an archive from --root, or torchvision's images"
+    option("--data", choices=data.SOURCES, default="digits", help=sources)
+    roots = "imagenet: folder with train/ and test/; npz: file with features (n, d) and labels (n,)"
+    option("--root", type=path, help=roots)
+    torchvision = "mnist, fashion-mnist: torchvision's folder, filled by download if empty"
+    option("--data_root", type=path, default="data", help=torchvision)
+    pixels = "pixels of mean 0 and standard deviation 1, or brightness from 0 to 1, which suits the paper's sender"
+    option("--pixels", choices=("standard", "brightness"), default="standard", help=pixels)
+    option("--game_size", type=count, default=16, help="candidates, the target among them")
+    option("--same", type=int, choices=(0, 1), default=0, help="1: candidates of the same concept")
+    option("--batches_per_epoch", type=count, default=100, help="training batches per epoch")
+    option = parser.group["agents"].add_argument
+    option("--sender", choices=("mlp", "paper"), default="mlp", help="one hidden layer, or the sender of the paper")
+    option("--embedding_size", type=count, default=64, help="size of embedded images and messages")
+    option("--hidden_size", type=count, default=128, help="hidden units, or filters, of the sender")
+    option("--latent_size", type=count, help="another name of --vocab_size")
+    methods.add_options(parser, METHODS, METHOD_OPTIONS, aliases={"max_support": "topk"})
+    methods.add_temperature_option(parser, METHODS, "--tau_s", otherwise=TEMPERATURE)
     training.add_run_options(parser, "signal_game")
     return parser
-
-
-def _add_method_options(parser: ZooParser) -> None:
-    option, not_negative = parser.add_argument, number(float, at_least=0)
-    modes = "exact marginalization, score function, NVIL, sum-and-sample or Gumbel-Softmax"
-    option("--mode", choices=MODES, default="marg", help=f"{modes} (default: marg)")
-    normalizers = "sparsemax (default in marg), softmax (default in sumsample), entmax15 or an alpha above 1"
-    option("--normalizer", type=_normalizer, default=None, help=f"marg, sumsample: {normalizers}")
-    summed = "symbols that are summed exactly, beside a sampled one"
-    option(
-        "--max_support", "--topk", type=number(int, at_least=1), default=10, help=f"sumsample: {summed} (default: 10)"
-    )
-    entropy = "coefficient of the acting agents' entropy in nats; not in gs"
-    default = f"0 where marg controls its support, else {ENTROPY_COEFF}"
-    option("--entropy_coeff", type=not_negative, default=None, help=f"{entropy} (default: {default})")
-    losses = "negative log-likelihood, or accuracy of a sampled guess"
-    option("--loss_type", choices=("nll", "acc"), default="nll", help=f"sfe: {losses} (default: nll)")
-    baselines = "running mean, mean of the batch's other examples, the loss of a second sample, or none"
-    names = (*EGGS_BASELINES, "sample")
-    option("--baseline_type", choices=names, default="runavg", help=f"sfe: {baselines} (default: runavg)")
-    methods.add_gumbel_options(parser)
-
-
-def _add_game_options(parser: ZooParser) -> None:
-    option, count = parser.add_argument, number(int, at_least=1)
-    option("--game_size", type=count, default=16, help="candidates, the target among them (default: 16)")
-    option("--same", type=int, choices=(0, 1), default=0, help="1: candidates of the same concept (default: 0)")
-    option("--latent_size", type=count, default=None, help="the same as --vocab_size")
-    senders = "one hidden layer, or the agents of the paper"
-    option("--sender", choices=("mlp", "paper"), default="mlp", help=f"{senders} (default: mlp)")
-    option("--embedding_size", type=count, default=64, help="of embedded images and messages (default: 64)")
-    option("--hidden_size", type=count, default=128, help="the sender's hidden units, or filters (default: 128)")
-    methods.add_temperature_option(parser, MODES, "--tau_s", otherwise=TEMPERATURE)
-    sources = "scikit-learn's digits, concept features or an archive from --root, or torchvision's images"
-    option("--data", choices=data.SOURCES, default="digits", help=f"{sources} (default: digits)")
-    roots = "imagenet: folder with train/ and test/; npz: file with features (n, d) and labels (n,)"
-    option("--root", default=None, help=roots)
-    torchvision = "mnist, fashion-mnist: torchvision's folder, filled by download if empty"
-    option("--data_root", default="data", help=f"{torchvision} (default: data)")
-    pixels = "of mean 0 and standard deviation 1, or brightness from 0 to 1, which suits the paper's sender"
-    option("--pixels", choices=("standard", "brightness"), default="standard", help=f"{pixels} (default: standard)")
-    option("--batches_per_epoch", type=count, default=100, help="training batches per epoch (default: 100)")
 
 
 def parse_options(params: list[str]) -> argparse.Namespace:
     parser = build_parser()
     opts = resume.parse(parser, params)
-    if opts.normalizer is None:
-        opts.normalizer = "softmax" if opts.mode == "sumsample" else "sparsemax"
-    if opts.entropy_coeff is None:
-        opts.entropy_coeff = 0.0 if methods.controls_support(opts) else ENTROPY_COEFF
     if opts.latent_size is not None:
         if "vocab_size" in parser.given and opts.vocab_size != opts.latent_size:
             parser.error(
                 f"--latent_size and --vocab_size are the same option, got {opts.latent_size} and {opts.vocab_size}"
             )
         opts.vocab_size = opts.latent_size
-    methods.warn_unused(parser, opts, DATA_OPTIONS, MODE_OPTIONS)
-    parser.warn_unused(["max_len"], "in this game: messages have one symbol")
     opts.latent_size = None
+    methods.warn_unused(parser, opts, METHODS, DATA_OPTIONS)
+    methods.complete(opts, METHODS[opts.mode], TEMPERATURE)
+    if opts.entropy_coeff is None:
+        opts.entropy_coeff = ENTROPY_COEFF if opts.temperature is not None else 0.0
     return opts
-
-
-def loss_nll(
-    _sender_input: Any, _message: Any, _receiver_input: Any, receiver_output: torch.Tensor, labels: Any, _aux_input: Any
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The target's negative log-likelihood in nats; ``acc`` where it is the best candidate."""
-    nll = F.nll_loss(receiver_output, labels, reduction="none")
-    return nll, {"acc": (receiver_output.argmax(dim=1) == labels).float()}
-
-
-def loss_acc(
-    _sender_input: Any, _message: Any, _receiver_input: Any, receiver_output: torch.Tensor, labels: Any, _aux_input: Any
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """-1 where the receiver's guess, a sampled index, is the target: not differentiable."""
-    acc = (receiver_output == labels).float()
-    return -acc, {"acc": acc}
-
-
-def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, Receiver]:
-    """The sender, which returns scores of symbols, and the receiver, which returns log-probabilities of candidates."""
-    sizes: dict[str, Any] = {"n_features": n_features, "vocab_size": opts.vocab_size}
-    temperature = 1.0 if methods.controls_support(opts) else opts.temperature or TEMPERATURE
-    hidden: dict[str, Any] = {**sizes, "hidden_size": opts.hidden_size, "temperature": temperature}
-    sizes["embedding_size"] = opts.embedding_size
-    one_hot = opts.mode == "gs"
-    if opts.sender == "paper":
-        return PaperSender(**hidden, embedding_size=opts.embedding_size), Receiver(**sizes, one_hot=one_hot)
-    return MLPSender(**hidden), Receiver(**sizes, one_hot=one_hot, symbol_std=(3 * opts.vocab_size) ** -0.5)
-
-
-def _normalizer_of(opts: argparse.Namespace) -> str | float:
-    named = opts.normalizer in ("sparsemax", "softmax", "entmax15")
-    return opts.normalizer if named else float(opts.normalizer)
-
-
-def build_game(opts: argparse.Namespace, sender: nn.Module, receiver: Receiver) -> nn.Module:
-    """The agents in the game that trains them. Interactions keep messages and scalars, no images."""
-    kept = training.quiet_logging()
-    if opts.mode in ("marg", "sumsample"):
-        support = "auto" if methods.controls_support(opts) else None
-        wrapped: nn.Module = SparsemaxWrapper(sender, normalizer=_normalizer_of(opts), support=support)
-        entropy_coeff = {"sender_entropy_coeff": opts.entropy_coeff}
-        bounded: dict[str, Any] = {"max_support": methods.max_support(opts), "bound": "sum_and_sample"}
-        return SymbolGameMarg(wrapped, receiver, loss_nll, **bounded, **entropy_coeff, **kept)
-    if opts.mode == "gs":
-        wrapped = core.GumbelSoftmaxWrapper(sender, temperature=opts.gs_tau, straight_through=opts.straight_through)
-        return core.SymbolGameGS(wrapped, receiver, loss_nll, **kept)
-    guesses = opts.mode == "sfe" and opts.loss_type == "acc"
-    loss = loss_acc if guesses else loss_nll
-    entropy_coeffs = {
-        "sender_entropy_coeff": opts.entropy_coeff,
-        "receiver_entropy_coeff": opts.entropy_coeff if guesses else 0.0,
-    }
-    if opts.mode == "nvil" or opts.baseline_type == "sample":
-        baseline = NeuralBaseline(receiver.embed.in_features, select=_target) if opts.mode == "nvil" else "sample"
-        acting: nn.Module = core.ReinforceWrapper(receiver) if guesses else receiver
-        return SymbolGameScoreFunction(SymbolSampler(sender), acting, loss, baseline, **entropy_coeffs, **kept)
-    return ReinforceGame(
-        core.ReinforceWrapper(sender),
-        core.ReinforceWrapper(receiver) if guesses else core.ReinforceDeterministicWrapper(receiver),
-        loss,
-        baseline_type=EGGS_BASELINES[opts.baseline_type],
-        **entropy_coeffs,
-        **kept,
-    )
-
-
-class ReinforceGame(host.core.SymbolGameReinforce):
-    """EGG's game, with its running-mean baseline in the checkpoint, so that a resumed run has it."""
-
-    _STATE = ("mean_baseline", "n_points")
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {name: getattr(self.baseline, name) for name in self._STATE if hasattr(self.baseline, name)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name in self._STATE:
-            if name in state:
-                setattr(self.baseline, name, state[name])
-
-
-def _target(images: torch.Tensor) -> torch.Tensor:
-    return images[0]
 
 
 def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str, data.GameLoader]:
@@ -259,16 +161,16 @@ def play_exactly(
         receiver: the agent that returns log-probabilities of candidates.
         loader: batches of games.
         device: where they are played.
-        temperature: the divisor of the scores that support control has reached.
+        temperature: the divisor of the sender's scores that its wrapper has, see :func:`wrapper_temperature`.
 
     Returns:
         Per game, on the CPU: ``acc`` with the most probable message, which is ``message``; and in exact expectation
         over messages ``acc_expected``, ``nll``, ``support`` and ``receiver_calls``; and ``exact``, 1 where training
         sums over a support of this size exactly, else 0, in the modes that sum.
     """
-    one_hot = opts.mode == "gs"
-    normalizer = _normalizer_of(opts) if opts.mode in ("marg", "sumsample") else "softmax"
-    message_format = "one_hot" if one_hot else "index"
+    method = METHODS[opts.mode]
+    normalizer = methods.alpha_of(opts.normalizer) if method.sums else "softmax"
+    message_format = "one_hot" if method.one_hot else "index"
     wrapped = SparsemaxWrapper(sender, normalizer, message_format, temperature, support=None)
     kept = core.LoggingStrategy(False, False, False, False, True, True, False)
     game = SymbolGameMarg(
@@ -277,7 +179,7 @@ def play_exactly(
         loss_nll_and_report,
         strategy="vmap",
         evaluation="expected",
-        max_support=methods.max_support(opts),
+        max_support=methods.max_support(opts, method),
         test_logging_strategy=kept,
     )
     game.to(device).eval()
@@ -285,7 +187,7 @@ def play_exactly(
     for batch in loader:
         on_device = core.batch.Batch(*batch).to(device)
         _, played = game(*on_device)
-        message = played.message.argmax(-1) if one_hot else played.message
+        message = played.message.argmax(-1) if method.one_hot else played.message
         greedy = {"acc": (played.receiver_output.argmax(dim=1) == on_device.labels).float(), "message": message}
         for name, value in {**played.aux, "acc_expected": played.aux["acc"], **greedy}.items():
             figures.setdefault(name, []).append(value.cpu())
@@ -294,13 +196,18 @@ def play_exactly(
 
 @torch.no_grad()
 def play_sampled(
-    sender: nn.Module, receiver: Receiver, one_hot: bool, loader: Iterable, device: torch.device
+    sender: nn.Module,
+    receiver: Receiver,
+    one_hot: bool,
+    loader: Iterable,
+    device: torch.device,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Success per game, on the CPU, with one symbol that is drawn from the sender's softmax."""
     successes = []
     for batch in loader:
         sender_input, labels, receiver_input = (part.to(device) for part in batch)
-        scores = sender(sender_input)
+        scores = sender(sender_input) / temperature
         message = torch.distributions.Categorical(logits=scores).sample()
         if one_hot:
             message = F.one_hot(message, scores.shape[-1]).to(scores.dtype)
@@ -319,35 +226,24 @@ def evaluate(
     """Tests agents, however they were trained: with the most probable message, and exactly in expectation over the
     messages of the distribution that they were trained with.
     """
+    method = METHODS[opts.mode]
     figures = play_exactly(opts, sender, receiver, loader, device, temperature)
-    names = ("acc", "acc_expected", "nll", "support", "exact", "receiver_calls")
-    means = {name: float(figures[name].mean()) for name in names}
+    means = {name: float(values.mean()) for name, values in figures.items() if name != "message"}
+    calls = method.receiver_calls(opts, opts.vocab_size)
     return {
         "acc": means["acc"],
         "acc_expected": means["acc_expected"],
         "loss": means["nll"],
         "support": means["support"],
-        **({"exact": means["exact"]} if opts.mode in ("marg", "sumsample") else {}),
-        "receiver_calls": means["receiver_calls"] if opts.mode == "marg" else _calls_in_training(opts),
+        **({"exact": means["exact"]} if method.sums else {}),
+        "receiver_calls": means["receiver_calls"] if calls is None else calls,
         "messages_used": len(torch.unique(figures["message"])),
     }
 
 
-def controlled_temperature(opts: argparse.Namespace, game: Any) -> float:
-    """The temperature that support control has reached; 1 without it, where the agent divides its scores itself."""
-    return float(game.sender.temperature) if methods.controls_support(opts) else 1.0
-
-
-def _calls_in_training(opts: argparse.Namespace) -> float:
-    """Symbols per example that the receiver is given in one training step of a sampling method."""
-    if opts.mode == "sumsample":
-        return float(min(opts.max_support + 1, opts.vocab_size))
-    return 2.0 if opts.mode == "sfe" and opts.baseline_type == "sample" else 1.0
-
-
-def loss_nll_and_report(*args: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    nll, aux = loss_nll(*args)
-    return nll, {**aux, "nll": nll}
+def wrapper_temperature(opts: argparse.Namespace, game: Any) -> float:
+    """The divisor of the sender's scores that its wrapper has; 1 where the agent divides them itself."""
+    return float(game.sender.temperature) if METHODS[opts.mode].sums else 1.0
 
 
 def main(params: list[str]) -> dict[str, Any] | None:
@@ -367,7 +263,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     game = build_game(opts, sender, receiver)
     resume.load_for_evaluation(opts, game)
     run = None if opts.evaluate else train(opts, game, loaders, sender, receiver)
-    temperature = controlled_temperature(opts, game)
+    temperature = wrapper_temperature(opts, game)
     results = evaluate(opts, sender, receiver, loaders["test"], opts.device, temperature) if leader else None
     if run and results:
         run.draw_curves(_panels(opts), results)
@@ -382,30 +278,34 @@ def train(
     receiver: Receiver,
 ) -> training.Run | None:
     """Trains the game, and fills the run folder."""
+    method = METHODS[opts.mode]
 
     def expected_success(device: torch.device) -> dict[str, torch.Tensor]:
         # exact where training sums over the same messages; of sampling methods the estimate that they train with
-        if opts.mode == "marg":
-            temperature = controlled_temperature(opts, game)
+        temperature = wrapper_temperature(opts, game)
+        if method.trained_messages(opts) == "expected":
             figures = play_exactly(opts, sender, receiver, loaders["validation"], device, temperature)
             return {"acc_expected": figures["acc_expected"]}
-        return {"acc_expected": play_sampled(sender, receiver, opts.mode == "gs", loaders["validation"], device)}
+        played = play_sampled(sender, receiver, method.one_hot, loaders["validation"], device, temperature)
+        return {"acc_expected": played}
 
-    callbacks: list[Any] = [training.ValidationAsTrained(expected_success)]
-    if methods.controls_support(opts):
-        callbacks.append(SupportSchedule(game.sender))
-    if opts.mode == "gs":
-        decay, steps = opts.temperature_decay, opts.temperature_update_freq
-        callbacks.append(StepTemperature(game.sender, opts.batches_per_epoch, decay, update_frequency=steps))
+    callbacks = [
+        training.ValidationAsTrained(expected_success),
+        *method.callbacks(opts, game.sender, opts.batches_per_epoch),
+    ]
     return training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", callbacks, fused=False)
 
 
 def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
-    messages = methods.trained_messages(opts)
+    messages = METHODS[opts.mode].trained_messages(opts)
     success = (
         plots.Curve("train", "acc", messages),
         plots.Curve(
-            "validation", "acc_expected", "expected" if opts.mode == "marg" else "sampled", "acc_expected", "expected"
+            "validation",
+            "acc_expected",
+            "expected" if messages == "expected" else "sampled",
+            "acc_expected",
+            "expected",
         ),
         plots.Curve("validation", "acc", "greedy", "acc"),
     )
