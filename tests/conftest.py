@@ -1,9 +1,6 @@
 """Shared fixtures: both hosts, seeds, and what is skipped where."""
 
-import importlib.util
 import os
-import pathlib
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -33,13 +30,10 @@ def core(request) -> ModuleType:
 
 @pytest.fixture
 def accelerator() -> Iterator:
-    """An emulated GPU, see ``tests/accelerator.py``; what is made on it stays behind when the test ends."""
-    if "accelerator" not in sys.modules:
-        path = pathlib.Path(__file__).with_name("accelerator.py")
-        spec = importlib.util.spec_from_file_location("accelerator", path)
-        sys.modules["accelerator"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["accelerator"])
-    with sys.modules["accelerator"].emulated() as device:
+    """An emulated GPU, see ``tests/emulated_accelerator.py``; what is made on it stays behind when the test ends."""
+    from emulated_accelerator import emulated
+
+    with emulated() as device:
         yield device
     topk._candidates_on.cache_clear()
 

@@ -94,7 +94,7 @@ def test_says_where_it_is(accelerator):
 
 def test_nothing_outlasts_it(accelerator):
     """A context within the context, of which the outer one sees nothing; and the rest of PyTorch is as it was."""
-    from accelerator import emulated
+    from emulated_accelerator import emulated
 
     engine = torch.autograd.Variable._execution_engine
     swap = torch.__future__.get_swap_module_params_on_conversion()
@@ -217,7 +217,7 @@ def test_counts_each_synchronisation_once(accelerator, name):
     with accelerator.count() as counted:
         SYNCHRONISING[name](x)
     assert len(counted.synchronisations) == 1, counted
-    assert counted.synchronisations[0].startswith("tests/test_accelerator.py:")
+    assert counted.synchronisations[0].startswith("tests/test_emulated_accelerator.py:")
     assert counted.copies_to_device == []
 
 
