@@ -33,9 +33,8 @@ RUNS = [(game, mode) for game in GAMES for mode in MODES.get(game, ("",))]
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES.parent)
-    monkeypatch.setattr(
-        Distribution, "_validate_args", Distribution._validate_args
-    )  # which scripts set for the process
+    yield
+    Distribution.set_default_validate_args(__debug__)  # as PyTorch has it; scripts set it for the process
 
 
 @pytest.fixture
