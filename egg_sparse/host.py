@@ -1,7 +1,7 @@
-"""The one place that knows EGG: ``host.core`` is the real ``egg.core`` where it imports, else the stand-in.
+"""The one place that knows EGG: ``host.core`` is the real ``egg.core`` where it can be imported, else the stand-in.
 
 The environment variable ``EGG_SPARSE_HOST`` forces one of them: ``egg`` or ``standin``. The choice is made when
-``core`` is first asked for, so that ``import egg_sparse`` costs no more than ``import torch``.
+``core`` is first used, so that ``import egg_sparse`` costs no more than ``import torch``.
 """
 
 from __future__ import annotations
@@ -9,22 +9,32 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-import pathlib
 import warnings
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    # Types are those of the stand-in; EGG's own are the same by contract but carry no annotations.
-    pass
+    # EGG has no annotations; the stand-in has the same names and signatures
+    from egg_sparse import standin as core  # noqa: F401
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "core":
+            return _resolve()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 _HOW_TO_GET_EGG = "pip install git+https://github.com/facebookresearch/EGG.git"
-_NEEDED = ("Trainer", "Interaction", "LoggingStrategy", "SymbolGameReinforce", "GumbelSoftmaxWrapper", "init")
-_ACTING = ("ReinforceWrapper", "ReinforceDeterministicWrapper", "RnnReceiverReinforce", "RnnReceiverDeterministic")
-
-_OF_SEVERAL_SYMBOLS = (
+_ABSENT = "there is no package egg"
+_REQUIRED_NAMES = ("Trainer", "Interaction", "LoggingStrategy", "SymbolGameReinforce", "GumbelSoftmaxWrapper", "init")
+_ACTING_RECEIVERS = (
+    "ReinforceWrapper",
+    "ReinforceDeterministicWrapper",
+    "RnnReceiverReinforce",
+    "RnnReceiverDeterministic",
+)
+_CLASSES_FOR_SEVERAL_SYMBOLS = (
     "SenderReceiverRnnReinforce",
     "SenderReceiverRnnGS",
     "CommunicationRnnReinforce",
@@ -40,45 +50,37 @@ _OF_SEVERAL_SYMBOLS = (
 _resolved: dict[str, Any] = {}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "core":
-        return _resolve()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def _resolve() -> Any:
+    """The host, chosen at the first call."""
     if "core" not in _resolved:
         wanted = os.environ.get("EGG_SPARSE_HOST", "")
         if wanted not in ("", "egg", "standin"):
             raise ValueError(f'EGG_SPARSE_HOST must be "egg" or "standin", got {wanted!r}')
-        core = None
+        found = None
         if wanted != "standin":
-            core, why_not = _import_egg()
-            if core is None and wanted == "egg":
+            found, why_not = _import_egg()
+            if found is None and wanted == "egg":
                 raise ImportError(
                     f"EGG_SPARSE_HOST=egg, but EGG cannot be used: {why_not}. To get it: {_HOW_TO_GET_EGG}"
                 )
-            if core is None and why_not != _ABSENT:
+            if found is None and why_not != _ABSENT:
                 warnings.warn(
                     f"EGG cannot be used, so egg_sparse runs on its stand-in: {why_not}. "
                     f"To get EGG: {_HOW_TO_GET_EGG}; to silence this, set EGG_SPARSE_HOST=standin",
                     RuntimeWarning,
                     stacklevel=4,
                 )
-        if core is None:
-            core = importlib.import_module("egg_sparse.standin")
-        _allow_loading(core)
-        _resolved["core"] = core
+        if found is None:
+            found = importlib.import_module("egg_sparse.standin")
+        _allow_loading(found)
+        _resolved["core"] = found
     return _resolved["core"]
 
 
-_ABSENT = "there is no package egg"
-
-
 def _import_egg() -> tuple[Any, str]:
-    """EGG's core and "", or None and why it cannot be had."""
+    """``egg.core`` and "", or None and the reason why it cannot be used."""
     try:
-        core = importlib.import_module("egg.core")
+        found = importlib.import_module("egg.core")
     except ModuleNotFoundError as error:
         if error.name == "egg":
             return None, _ABSENT
@@ -87,25 +89,25 @@ def _import_egg() -> tuple[Any, str]:
         return None, f"egg.core needs the package {error.name}, which is not installed"
     except Exception as error:  # whatever an unrelated or broken package raises while it is imported
         return None, f"importing egg.core failed with {type(error).__name__}: {error}"
-    missing = [name for name in _NEEDED if not hasattr(core, name)]
+    missing = [name for name in _REQUIRED_NAMES if not hasattr(found, name)]
     if missing:
         return None, f"the egg.core that is installed is not EGG's (it has no {', '.join(missing)})"
-    return core, ""
+    return found, ""
 
 
-def _allow_loading(core: Any) -> None:
-    """Lets ``torch.load(weights_only=True)`` read checkpoints and interactions, of either host.
+def _allow_loading(chosen: Any) -> None:
+    """Allows ``torch.load(weights_only=True)`` to read the checkpoints and Interactions of both hosts.
 
     Only these two classes become loadable; weights_only stays on.
     """
     from egg_sparse.standin.callbacks import Checkpoint
     from egg_sparse.standin.interaction import Interaction
 
-    callbacks = importlib.import_module(f"{core.__name__}.callbacks")
-    allowed: list[Any] = [Checkpoint, Interaction, callbacks.Checkpoint, core.Interaction]
+    callbacks = importlib.import_module(f"{chosen.__name__}.callbacks")
+    allowed: list[Any] = [Checkpoint, Interaction, callbacks.Checkpoint, chosen.Interaction]
     torch.serialization.add_safe_globals(allowed)
-    aliases_are_known = torch.torch_version.TorchVersion(torch.__version__) >= (2, 6)  # type: ignore[operator]
-    if core.__name__ != "egg.core" and aliases_are_known:
+    aliases_are_supported = torch.torch_version.TorchVersion(torch.__version__) >= (2, 6)  # type: ignore[operator]
+    if chosen.__name__ != "egg.core" and aliases_are_supported:
         # so that EGG's checkpoints can be read without EGG
         aliases = [(Checkpoint, "egg.core.callbacks.Checkpoint"), (Interaction, "egg.core.interaction.Interaction")]
         torch.serialization.add_safe_globals(aliases)  # type: ignore[arg-type]
@@ -117,7 +119,7 @@ def is_egg() -> bool:
 
 
 def describe() -> str:
-    """The host in words, with EGG's version where it says one."""
+    """The host in words, with EGG's version where the package has one."""
     if not is_egg():
         return "egg_sparse's stand-in for egg.core"
     try:
@@ -126,21 +128,21 @@ def describe() -> str:
         return "EGG"
 
 
-def classes(name: str) -> list[type]:
-    """The classes of this name in the host and in the stand-in; none if neither has it."""
-    hosts = (_resolve(), importlib.import_module("egg_sparse.standin"))
-    return [getattr(core, name) for core in hosts if hasattr(core, name)]
+def egg_class(obj: Any, *names: str) -> type | None:
+    """The first class of EGG's or the stand-in's, of one of these names, that an object is an instance of, or None."""
+    for cls in type(obj).__mro__:
+        if cls.__name__ in names and cls.__module__.startswith(("egg.core", "egg_sparse.standin")):
+            return cls
+    return None
 
 
 def is_acting(receiver: Any) -> bool:
-    """Whether a receiver is one of EGG's, or of the stand-in's, that return (action, log-probability, entropy).
+    """Whether a receiver is one of EGG's, or the stand-in's, that return (action, log-probability, entropy).
 
     It may be compiled, in a DataParallel, or in EGG's wrapper that embeds the message.
     """
-    acting = tuple(found for name in _ACTING for found in classes(name))
-    symbol_receivers = tuple(classes("SymbolReceiverWrapper"))
-    while receiver is not None and not isinstance(receiver, acting):
-        if isinstance(receiver, symbol_receivers):
+    while receiver is not None and egg_class(receiver, *_ACTING_RECEIVERS) is None:
+        if egg_class(receiver, "SymbolReceiverWrapper"):
             receiver = getattr(receiver, "agent", None)
         elif isinstance(receiver, torch.nn.DataParallel):
             receiver = receiver.module
@@ -150,95 +152,28 @@ def is_acting(receiver: Any) -> bool:
 
 
 def without_deterministic_wrapper(receiver: Any) -> Any:
-    """The receiver in a ``ReinforceDeterministicWrapper``, or the receiver itself."""
-    return getattr(receiver, "agent", receiver) if is_deterministic_wrapper(receiver) else receiver
+    """The agent of a ``ReinforceDeterministicWrapper``; any other receiver as it is."""
+    return receiver.agent if egg_class(receiver, "ReinforceDeterministicWrapper") else receiver
 
 
-def is_deterministic_wrapper(receiver: Any) -> bool:
-    """Whether a receiver is in EGG's ``ReinforceDeterministicWrapper``."""
-    return isinstance(receiver, tuple(classes("ReinforceDeterministicWrapper")))
-
-
-def refuse_drawn_messages(sender: Any) -> None:
-    """Raises TypeError if the agent of a sender is in one of EGG's wrappers, which draws a message of its own."""
-    agent = getattr(sender, "agent", None)
-    for cls in type(agent).__mro__:
-        if cls.__name__ in ("ReinforceWrapper", "GumbelSoftmaxWrapper") and _is_of_a_host(cls):
-            raise TypeError(
-                f"the sender's agent is in a {cls.__name__}, which draws a message: give {type(sender).__name__} the "
-                "agent alone, which returns scores"
-            )
-
-
-def _is_of_a_host(cls: type) -> bool:
-    return cls.__module__.startswith(("egg.core", "egg_sparse.standin"))
+def refuse_sampling_wrappers(sender: Any) -> None:
+    """Raises TypeError if a sender's agent is in a wrapper of EGG's, which samples a message."""
+    cls = egg_class(getattr(sender, "agent", None), "ReinforceWrapper", "GumbelSoftmaxWrapper")
+    if cls is not None:
+        raise TypeError(
+            f"the sender's agent is in a {cls.__name__}, which samples a message: give {type(sender).__name__} the "
+            "agent alone, which returns scores"
+        )
 
 
 def refuse_several_symbols(module: Any) -> None:
     """Raises TypeError if a game or an agent, wrapped or not, is one of EGG's for messages of several symbols."""
     while module is not None:
-        for cls in type(module).__mro__:
-            if cls.__name__ in _OF_SEVERAL_SYMBOLS and _is_of_a_host(cls):
-                raise TypeError(
-                    f"{cls.__name__} is for messages of several symbols, which cannot be marginalized: egg_sparse sums "
-                    "over messages of one symbol (SparsemaxWrapper around an agent that returns scores (B, V)), or "
-                    "over bit-vectors"
-                )
-        module = getattr(module, "agent", None)
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """Reads a checkpoint that a host's CheckpointSaver wrote, on the CPU, executing nothing that is in it.
-
-    Returns:
-        A named tuple with ``epoch``, ``model_state_dict``, ``optimizer_state_dict`` and
-        ``optimizer_scheduler_state_dict``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated or corrupted, holds objects other than tensors and plain values, or is not a
-            checkpoint.
-    """
-    _resolve()
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try:
-        _check_sums(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive raises whatever zip, pickle or torch happen to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint, it is damaged or of another kind: {reason}"
-        ) from error
-    if type(checkpoint).__name__ != "Checkpoint":
-        raise ValueError(f"{path} is not a checkpoint of EGG's Trainer: it holds a {type(checkpoint).__name__}")
-    if not (isinstance(checkpoint.epoch, int) and isinstance(checkpoint.model_state_dict, dict)):
-        raise ValueError(f"{path} is not a checkpoint of EGG's Trainer: it has no number of an epoch, or no weights")
-    return checkpoint
-
-
-def _check_sums(path: str | os.PathLike[str]) -> None:
-    """Compares the checksums that torch.save writes, which torch.load ignores."""
-    if not zipfile.is_zipfile(path):
-        return  # the format of PyTorch before 1.6, which has none
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed, which no checkpoint is")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"the checksum of {damaged} is wrong")
-
-
-def check_architecture(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
-    """Raises ValueError, naming the first difference, unless ``state`` fits the model."""
-    expected, found = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in entries.items()}
-        for entries in (model.state_dict(), state)
-    )
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
-            there, here = found.get(name, "absent"), expected.get(name, "absent")
-            raise ValueError(
-                f"checkpoint {path} is of another architecture: {name} is {there} there and {here} here; "
-                "give the options of the run that wrote it"
+        cls = egg_class(module, *_CLASSES_FOR_SEVERAL_SYMBOLS)
+        if cls is not None:
+            raise TypeError(
+                f"{cls.__name__} is for messages of several symbols, which cannot be marginalized: egg_sparse sums "
+                "over messages of one symbol (SparsemaxWrapper around an agent that returns scores (B, V)), or over "
+                "bit-vectors"
             )
+        module = getattr(module, "agent", None)

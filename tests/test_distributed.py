@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host, standin
+from egg_sparse import SparsemaxWrapper, SymbolGameMarg, standin
 from egg_sparse.standin import util
+from egg_sparse.zoo import checkpoints
 from egg_sparse.zoo.faults import FaultGuard
 
 
@@ -193,7 +194,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def weights(folder):
-    return host.load_checkpoint(folder / "checkpoints/final.tar").model_state_dict
+    return checkpoints.read(folder / "checkpoints/final.tar").model_state_dict
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -24,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, TopKSparsemaxWrapper, callbacks, host
 from egg_sparse.estimators import SymbolGameScoreFunction, SymbolSampler
 from egg_sparse.standin.language_analysis import edit_distance
+from egg_sparse.zoo import checkpoints
 
 core = host.core
 DOC = (pathlib.Path(__file__).parent.parent / "docs" / "egg_today.md").read_text(encoding="utf-8")
@@ -667,9 +668,9 @@ def test_resuming_a_complete_run(entry, tmp_path):
     for number, (saver, epoch) in enumerate(((core.CheckpointSaver, 0), (entry.workaround().CheckpointSaver, 2))):
         path = tmp_path / str(number) / "final.tar"
         trained(reinforce_game(), callbacks=[saver(path.parent)], n_epochs=2)
-        assert host.load_checkpoint(path).epoch == 2
+        assert checkpoints.read(path).epoch == 2
         trained(reinforce_game(), f"--load_from_checkpoint={path}", callbacks=[saver(path.parent)], n_epochs=2)
-        assert host.load_checkpoint(path).epoch == epoch
+        assert checkpoints.read(path).epoch == epoch
 
 
 @describes("`CheckpointSaver(max_checkpoints=n)` keeps n + 1 files")
@@ -827,7 +828,7 @@ class Played:
 
     def _CheckpointSaver(self, call):
         self.runs(self.value(call))
-        checkpoint = host.load_checkpoint(self.folder / "1.tar")
+        checkpoint = checkpoints.read(self.folder / "1.tar")
         state = self.game.state_dict()
         same = state.keys() == checkpoint.model_state_dict.keys() and all(
             torch.equal(value, checkpoint.model_state_dict[name]) for name, value in state.items()

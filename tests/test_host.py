@@ -8,7 +8,8 @@ import textwrap
 import pytest
 import torch
 
-from egg_sparse import host, standin
+from egg_sparse import standin
+from egg_sparse.zoo import checkpoints
 
 SAY = "import warnings; from egg_sparse import host; print(host.core.__name__, '|', host.describe())"
 
@@ -109,7 +110,7 @@ class TestLoading:
         return callbacks.Checkpoint(4, weights, {"state": {}, "param_groups": []}, None)
 
     def test_reads_a_checkpoint_of_either_host(self, core, tmp_path):
-        loaded = host.load_checkpoint(self.saved(tmp_path, self.checkpoint(core)))
+        loaded = checkpoints.read(self.saved(tmp_path, self.checkpoint(core)))
         assert loaded.epoch == 4
         assert loaded.model_state_dict["weight"].shape == (3, 2)
 
@@ -118,21 +119,21 @@ class TestLoading:
     )
     def test_reads_eggs_checkpoints_without_egg(self, egg, tmp_path):
         path = self.saved(tmp_path, self.checkpoint(egg))
-        code = f"from egg_sparse import host; print(host.load_checkpoint({str(path)!r}).epoch)"
+        code = f"from egg_sparse.zoo import checkpoints; print(checkpoints.read({str(path)!r}).epoch)"
         assert python(code, EGG_SPARSE_HOST="standin").stdout == "4\n"
 
     def test_refuses(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no checkpoint"):
-            host.load_checkpoint(tmp_path / "missing.tar")
+            checkpoints.read(tmp_path / "missing.tar")
         whole = self.saved(tmp_path, self.checkpoint()).read_bytes()
         for content in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-40]):
             path = tmp_path / "damaged.tar"
             path.write_bytes(content)
             with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-                host.load_checkpoint(path)
+                checkpoints.read(path)
         for value in ({"model": 1}, torch.zeros(3), [1, 2]):
             with pytest.raises(ValueError, match=r"not a checkpoint"):
-                host.load_checkpoint(self.saved(tmp_path, value))
+                checkpoints.read(self.saved(tmp_path, value))
 
     def test_executes_nothing(self, tmp_path):
         marker = tmp_path / "executed"
@@ -143,14 +144,14 @@ class TestLoading:
 
         path = self.saved(tmp_path, standin.callbacks.Checkpoint(1, {"weight": Attack()}, {}, None))
         with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-            host.load_checkpoint(path)
+            checkpoints.read(path)
         assert not marker.exists()
 
     def test_architectures(self):
         model = torch.nn.Linear(2, 3)
-        host.check_architecture(model, model.state_dict(), "a.tar")
+        checkpoints.check_architecture(model, model.state_dict(), "a.tar")
         other = {**model.state_dict(), "weight": torch.zeros(3, 4)}
         with pytest.raises(ValueError, match=r"weight.*\(3, 4\).*\(3, 2\)"):
-            host.check_architecture(model, other, "a.tar")
+            checkpoints.check_architecture(model, other, "a.tar")
         with pytest.raises(ValueError, match=r"more .*absent"):
-            host.check_architecture(model, {**model.state_dict(), "more": torch.zeros(1)}, "a.tar")
+            checkpoints.check_architecture(model, {**model.state_dict(), "more": torch.zeros(1)}, "a.tar")

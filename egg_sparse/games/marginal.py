@@ -94,7 +94,7 @@ class _Marginalization(OneMessageGame):
         aux_input: Any,
     ) -> tuple[torch.Tensor, Any]:
         host.refuse_several_symbols(sender)
-        host.refuse_drawn_messages(sender)
+        host.refuse_sampling_wrappers(sender)
         with asking_for_distributions():
             distribution = sender(sender_input, aux_input)
         if not isinstance(distribution, SparseDistribution):

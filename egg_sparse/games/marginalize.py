@@ -51,10 +51,9 @@ def marginalize(game: Any, **options: Any) -> Any:
         ('one_hot', torch.Size([]))
     """
     of_wrapper, of_game = _sorted_options(options)
-    if _is(game, "SymbolGameReinforce", "SymbolGameGS"):
-        reinforced = _is(game, "SymbolGameReinforce")
-        receiver = game.receiver
-        if reinforced and not _is(receiver, "ReinforceDeterministicWrapper"):
+    if host.egg_class(game, "SymbolGameReinforce", "SymbolGameGS"):
+        reinforced = host.egg_class(game, "SymbolGameReinforce")
+        if reinforced and not host.egg_class(game.receiver, "ReinforceDeterministicWrapper"):
             of_game.setdefault("receiver_acts", True)
         converted: Any = SymbolGameMarg(
             _sender(game.sender, of_wrapper),
@@ -62,7 +61,7 @@ def marginalize(game: Any, **options: Any) -> Any:
             game.loss,
             **{**_taken_over(game), **of_game},
         )
-    elif _is(game, "PopulationGame"):
+    elif host.egg_class(game, "PopulationGame"):
         if isinstance(game.game, CommunicationMarg):
             raise TypeError("game is a population with a CommunicationMarg already: it needs no conversion")
         host.refuse_several_symbols(game.game)
@@ -85,12 +84,6 @@ def marginalize(game: Any, **options: Any) -> Any:
             f"{cls.__module__}.{cls.__name__}: {remedy}"
         )
     return converted.train(game.training)
-
-
-def _is(module: Any, *names: str) -> bool:
-    """Whether a module is of one of these classes of EGG's, or of the stand-in's."""
-    classes = tuple(cls for name in names for cls in host.classes(name))
-    return isinstance(module, classes)
 
 
 def _sorted_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,9 +115,9 @@ def _taken_over(game: Any) -> dict[str, Any]:
 
 def _sender(sender: Any, options: dict[str, Any]) -> nn.Module:
     """The agent of a wrapped sender, in a wrapper of this package."""
-    if _is(sender, "ReinforceWrapper"):
+    if host.egg_class(sender, "ReinforceWrapper"):
         return SparsemaxWrapper(sender.agent, message_format="index", **options)
-    if _is(sender, "GumbelSoftmaxWrapper"):
+    if host.egg_class(sender, "GumbelSoftmaxWrapper"):
         return SparsemaxWrapper(sender.agent, message_format="one_hot", **options)
     if isinstance(sender, ScoringWrapper):
         raise TypeError(

@@ -1,11 +1,13 @@
-"""Checkpoints of a run: written whole or not at all, and found again."""
+"""Checkpoints of a run: written whole or not at all, read with checks, and found again."""
 
 from __future__ import annotations
 
 import copy
+import os
 import pathlib
 import re
 import sys
+import zipfile
 from typing import Any
 
 import torch
@@ -94,6 +96,62 @@ def write(checkpoint: Any, path: pathlib.Path) -> None:
         raise OSError(f"cannot write a checkpoint to {path.parent}: is the disk full?") from error
 
 
+def read(path: str | os.PathLike[str]) -> Any:
+    """Reads a checkpoint that EGG's CheckpointSaver wrote onto the CPU, without executing anything that it contains.
+
+    Returns:
+        A named tuple with ``epoch``, ``model_state_dict``, ``optimizer_state_dict`` and
+        ``optimizer_scheduler_state_dict``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or corrupted, contains objects other than tensors and plain values, or is
+            not a checkpoint.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        _compare_checksums(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive raises whatever zip, pickle or torch happen to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint, it is damaged or of another kind: {reason}"
+        ) from error
+    if type(checkpoint).__name__ != "Checkpoint":
+        raise ValueError(f"{path} is not a checkpoint of EGG's Trainer: it contains a {type(checkpoint).__name__}")
+    if not (isinstance(checkpoint.epoch, int) and isinstance(checkpoint.model_state_dict, dict)):
+        raise ValueError(f"{path} is not a checkpoint of EGG's Trainer: it has no epoch, or no weights")
+    return checkpoint
+
+
+def _compare_checksums(path: str | os.PathLike[str]) -> None:
+    """Compares the checksums that torch.save writes, which torch.load ignores."""
+    if not zipfile.is_zipfile(path):
+        return  # the format of PyTorch before 1.6, which has none
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, which no checkpoint is")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def check_architecture(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Raises ValueError, naming the first difference, unless the state of a checkpoint fits the model."""
+    expected, found = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in entries.items()}
+        for entries in (model.state_dict(), state)
+    )
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            there, here = found.get(name, "absent"), expected.get(name, "absent")
+            raise ValueError(
+                f"checkpoint {path} is of another architecture: {name} is {there} there and {here} here; "
+                "give the options of the run that wrote it"
+            )
+
+
 def numbered(folder: pathlib.Path) -> list[pathlib.Path]:
     """The checkpoints of epochs, the newest first."""
     found = [path for path in folder.glob("*.tar") if re.fullmatch(r"\d+", path.stem)]
@@ -118,7 +176,7 @@ def newest(folder: pathlib.Path) -> tuple[pathlib.Path, int] | None:
 
 def _whole(path: pathlib.Path) -> tuple[pathlib.Path, int] | None:
     try:
-        return path, int(host.load_checkpoint(path).epoch)
+        return path, int(read(path).epoch)
     except ValueError as error:
         print(f"# passing over a damaged checkpoint: {error}", file=sys.stderr, flush=True)
         return None

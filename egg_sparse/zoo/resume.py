@@ -83,8 +83,8 @@ def load_for_evaluation(opts: argparse.Namespace, game: nn.Module) -> None:
     if not opts.load_from_checkpoint:
         return
     path = opts.load_from_checkpoint
-    checkpoint = host.load_checkpoint(path)
-    host.check_architecture(game, checkpoint.model_state_dict, path)
+    checkpoint = checkpoints.read(path)
+    checkpoints.check_architecture(game, checkpoint.model_state_dict, path)
     if not opts.evaluate:
         if opts.n_epochs < checkpoint.epoch:
             raise ValueError(

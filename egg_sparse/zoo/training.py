@@ -173,7 +173,7 @@ def train(
         What the pictures are drawn from; None in processes other than the leading one.
     """
     require("matplotlib.figure", "matplotlib")  # of the curves, which come last
-    checkpoint = host.load_checkpoint(opts.load_from_checkpoint) if opts.load_from_checkpoint else None
+    checkpoint = checkpoints.read(opts.load_from_checkpoint) if opts.load_from_checkpoint else None
     complete = checkpoint is not None and checkpoint.epoch == opts.n_epochs
     run = None
     if opts.distributed_context.is_leader:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host, standin
+from egg_sparse.zoo import checkpoints
 
 FLAGS = {
     "random_seed": None,
@@ -573,7 +574,7 @@ class TestCheckpoints:
         run("--checkpoint_dir=saved", "--checkpoint_freq=2")
         trainer = train(core, "marg", n_epochs=3)
         assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["2.tar", "final.tar"]
-        final = host.load_checkpoint(tmp_path / "saved/final.tar")
+        final = checkpoints.read(tmp_path / "saved/final.tar")
         assert final.epoch == 3
         assert final.optimizer_scheduler_state_dict is None
         for name, value in trainer.game.state_dict().items():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from egg_sparse import host, standin
+from egg_sparse import standin
 from egg_sparse.zoo import checkpoints, images, run_folder
 from egg_sparse.zoo.bit_vector_vae import data as bit_vector_data
 from egg_sparse.zoo.semi_supervised_vae import data as semi_supervised_data
@@ -110,10 +110,10 @@ class TestCheckpoints:
             content[start + offset] ^= 1
             path.write_bytes(content)
             with pytest.raises(ValueError, match=r"the checksum of .* is wrong"):
-                host.load_checkpoint(path)
+                checkpoints.read(path)
             content[start + offset] ^= 1
         path.write_bytes(content)
-        assert host.load_checkpoint(path).epoch == 4
+        assert checkpoints.read(path).epoch == 4
 
     def test_a_compressed_one_is_refused_unread(self, tmp_path):
         """Of a few kilobytes, whose tensor would fill ten gigabytes."""
@@ -123,14 +123,14 @@ class TestCheckpoints:
             for entry in archive.infolist():
                 other.writestr(entry.filename, archive.read(entry))
         with pytest.raises(ValueError, match="compressed"):
-            host.load_checkpoint(tmp_path / "2.tar")
+            checkpoints.read(tmp_path / "2.tar")
 
     def test_another_content(self, tmp_path):
         path = tmp_path / "1.tar"
         for epoch in ("four", None, 4.5, [4]):
             torch.save(self.checkpoint(epoch), path)
             with pytest.raises(ValueError, match=r"epoch.*weights"):
-                host.load_checkpoint(path)
+                checkpoints.read(path)
         assert checkpoints.newest(tmp_path) is None
 
     def test_fuzz(self, tmp_path, marker):
@@ -140,10 +140,10 @@ class TestCheckpoints:
             torch.save(value, path)
             seeds.append(path.read_bytes())
         path.write_bytes(seeds[0])
-        whole = host.load_checkpoint(path)
+        whole = checkpoints.read(path)
 
         def read():
-            checkpoint = host.load_checkpoint(path)
+            checkpoint = checkpoints.read(path)
             same = all(
                 torch.equal(checkpoint.model_state_dict[name], value) for name, value in whole.model_state_dict.items()
             )

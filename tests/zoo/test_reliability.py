@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 
-from egg_sparse import host
 from egg_sparse.callbacks import MetricsWriter
 from egg_sparse.zoo import checkpoints, run_folder
 from egg_sparse.zoo.cli import run
@@ -141,7 +140,7 @@ def play(folder, entry, params, kill=(None, None, None)):
 def same(first, second):
     """Whether two runs ended alike, bit for bit."""
     metrics = [(folder / run_folder.METRICS_FILE).read_bytes() for folder in (first, second)]
-    states = [host.load_checkpoint(folder / "checkpoints/final.tar") for folder in (first, second)]
+    states = [checkpoints.read(folder / "checkpoints/final.tar") for folder in (first, second)]
 
     def equal(a, b):
         if isinstance(a, torch.Tensor):
@@ -176,7 +175,7 @@ def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, 
         died = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}[kill[2]]
         assert exit_code_of(how(), kill) == died, kill
         for checkpoint in (tmp_path / "cut").rglob("*.tar"):
-            host.load_checkpoint(checkpoint)  # it is whole
+            checkpoints.read(checkpoint)  # it is whole
     assert exit_code_of(how()) == 0
     print(f"\n{name}: killed {len(KILLED[name])} times")
     assert same(tmp_path / "whole", tmp_path / "cut")
@@ -568,7 +567,7 @@ class TestFaults:
         assert re.search(rf"error: .*{what}.* at step 15, in epoch 2 \(batch seed 3, 2, 4\); ", error)
         assert "the weights of that moment are in run/checkpoints/not-finite-2.tar" in error
         folder = run_folder.current / "checkpoints"
-        weights = host.load_checkpoint(folder / "not-finite-2.tar").model_state_dict
+        weights = checkpoints.read(folder / "not-finite-2.tar").model_state_dict
         assert all(torch.isfinite(value).all() for value in weights.values() if isinstance(value, torch.Tensor))
         assert checkpoints.newest(folder) == (folder / "1.tar", 1), "a run does not go on from the marked one"
 
@@ -578,7 +577,7 @@ class TestFaults:
         assert run(PROG, main, params) == 0
         error = capsys.readouterr().err
         assert error.count("skipping a step: ") == error.count("at step 15, in epoch 2") == 1
-        weights = host.load_checkpoint("run/checkpoints/final.tar").model_state_dict
+        weights = checkpoints.read("run/checkpoints/final.tar").model_state_dict
         assert all(torch.isfinite(value).all() for value in weights.values())
 
     @pytest.mark.parametrize("kind", ["loss"])

@@ -11,7 +11,7 @@ import torch
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import EpochSetter
-from egg_sparse.zoo import methods, plots, resume, training
+from egg_sparse.zoo import checkpoints, methods, plots, resume, training
 from egg_sparse.zoo.cli import ZooParser, number, path
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.games import (
@@ -95,10 +95,10 @@ def load_agents(game: SemiSupervisedGame, path: str) -> None:
     Raises:
         FileNotFoundError, ValueError: there is none, or it is of agents of other sizes.
     """
-    state = host.load_checkpoint(path).model_state_dict
+    state = checkpoints.read(path).model_state_dict
     for name, agent in (("classifier", game.classifier), ("vae", game.vae)):
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        host.check_architecture(agent, own, path)
+        checkpoints.check_architecture(agent, own, path)
         agent.load_state_dict(own)
 
 

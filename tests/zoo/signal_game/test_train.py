@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from egg_sparse import host
-from egg_sparse.zoo import resume
+from egg_sparse.zoo import checkpoints, resume
 from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.signal_game import data, files, train
 from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
@@ -524,7 +524,7 @@ class TestRuns:
         main([*options, "--n_epochs=3", "--out=resumed", "--load_from_checkpoint=whole/checkpoints/1.tar"])
         epochs = [json.loads(line)["epoch"] for line in (tmp_path / "resumed/metrics.jsonl").open()]
         assert epochs == [2, 2, 3, 3]
-        whole, resumed = (host.load_checkpoint(f"{name}/checkpoints/final.tar") for name in ("whole", "resumed"))
+        whole, resumed = (checkpoints.read(f"{name}/checkpoints/final.tar") for name in ("whole", "resumed"))
         if mode == "marg":
             for name, value in whole.model_state_dict.items():
                 torch.testing.assert_close(resumed.model_state_dict[name], value, atol=0, rtol=0, equal_nan=True)
