@@ -12,21 +12,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(language, number=0):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[number]
+def block(language, number=0, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[number]
 
 
 def versions():
-    """EGG's game, and what it becomes by each of the diffs."""
-    script = block("python")
+    """EGG's game, and what it becomes by each of the diffs; the example is the last one."""
+    script = (ROOT / "examples/first_game.py").read_text(encoding="utf-8")
     found = [script]
-    for number in (0, 1):
+    for number in (1, 0):
         lines = block("diff", number).splitlines()
         old, new = ("\n".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))
-        assert script.count(old) == 1
-        script = script.replace(old, new)
+        assert script.count(new) == 1
+        script = script.replace(new, old)
         found.append(script)
-    return found
+    return found[::-1]
 
 
 @pytest.mark.parametrize("version", [0, 1, 2], ids=["EGG", "one line", "two lines"])
@@ -38,9 +38,8 @@ def test_swap_in_example(version, tmp_path):
     last = json.loads(result.stdout.splitlines()[-1])
     understood = round(last["acc"] * 32)
     said = re.search(
-        r"understands (\d+) of the 32 objects.*?all (\d+)\s+with a support of ([\d.]+).*?all (\d+)\s+with ([\d.]+)\.\s",
-        README,
-        re.DOTALL,
+        r"understands (\d+) of the 32 objects.*?all (\d+) with a support of ([\d.]+).*?all (\d+) with ([\d.]+)\. ",
+        " ".join(README.split()),
     )
     assert abs(understood - int(said[(1, 2, 4)[version]])) <= 4, "other versions of torch may draw other numbers"
     if version == 0:
@@ -56,19 +55,34 @@ def test_python_in_the_docs_runs():
             exec(compile("\n".join(blocks), str(file), "exec"), {"__name__": file.stem})
 
 
-def test_ci_runs_the_commands_of_the_readme():
+def test_ci_runs_the_commands_that_newcomers_and_contributors_read():
     ci = (ROOT / ".ci/run").read_text()
-    for number in (0, 1):
-        for command in block("", number).strip().split(" && "):
-            command = command.replace("pip install", "pip install --quiet")
-            assert command in ci
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = [block("", 0), *(block("", number, contributing) for number in range(3))]
+    commands = [command for lines in blocks for command in re.split(" && |\n", lines.strip())]
+    commands.remove("pre-commit install")
+    assert len(commands) == 7
+    for command in commands:
+        assert command.replace("pip install", "pip install --quiet") in ci
+
+
+def anchors(markdown):
+    """The anchors that GitHub gives to the headings of a text."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", markdown, flags=re.DOTALL), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_links_within_the_repository():
-    of_folders = ("*.md", "docs/*.md", "egg_sparse/zoo/*/*.md", "examples/**/*.md")
-    for file in (file for pattern in of_folders for file in ROOT.glob(pattern)):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", file.read_text(encoding="utf-8")):
-            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+    of_folders = ("*.md", ".github/**/*.md", "docs/*.md", "egg_sparse/zoo/*/*.md", "examples/**/*.md")
+    files = [file for pattern in of_folders for file in ROOT.glob(pattern)]
+    assert len(files) > 20
+    for file in files:
+        text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+            target = file.parent / path if path else file
+            assert target.exists(), f"{file.name} links to {path}"
+            if anchor:
+                assert anchor in anchors(target.read_text(encoding="utf-8")), f"{file.name} links to {path}#{anchor}"
 
 
 def test_version_is_the_same_everywhere():
