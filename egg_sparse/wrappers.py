@@ -1,4 +1,4 @@
-"""Agents whose messages are marginalized: each wrapper joins an agent that scores messages with a mapping."""
+"""Wrappers that make an agent a sender: each joins an agent that returns scores with a mapping."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,88 +19,102 @@ from egg_sparse.mappings import active_set, categorical, lpsmap, sparsemap, topk
 from egg_sparse.mappings.scores import message_type
 from egg_sparse.support import Floor, FollowLoss, SupportControl, floor_of
 
-_NORMALIZERS = {
-    "softmax": categorical.softmax,
-    "sparsemax": categorical.sparsemax,
-    "entmax15": categorical.entmax15,
-}
-_SMALLEST_LEARNED_ALPHA = 1.01
+Normalizer = Literal["softmax", "sparsemax", "entmax15"]
+MessageFormat = Literal["index", "one_hot"]
+Decomposition = Literal["systematic", "threshold", "active_set"]
+Solver = Literal["native", "lpsmap"]
 
-_distributions_are_asked_for = ContextVar("distributions_are_asked_for", default=False)
+_LEAST_LEARNED_ALPHA = 1.01
+
+_distributions_are_requested = ContextVar("distributions_are_requested", default=False)
 
 
 @contextmanager
-def asking_for_distributions() -> Iterator[None]:
-    """Within it, wrapped agents return their distribution in evaluation mode too, also inside other modules."""
-    token = _distributions_are_asked_for.set(True)
+def requesting_distributions() -> Iterator[None]:
+    """A context in which senders return their distribution in evaluation mode too, also inside other modules."""
+    token = _distributions_are_requested.set(True)
     try:
         yield
     finally:
-        _distributions_are_asked_for.reset(token)
+        _distributions_are_requested.reset(token)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError unless the temperature is a finite number above 0."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
 
 
 class ScoringWrapper(nn.Module):
-    """What all wrappers share: an agent that returns scores, which are divided by a temperature."""
+    """The base of all wrappers: an agent that returns scores, and the temperature that divides them.
+
+    Args:
+        agent: the agent, which is called as the wrapper is and returns scores.
+        temperature: the divisor of the scores.
+    """
 
     def __init__(self, agent: nn.Module, temperature: float) -> None:
         super().__init__()
+        check_temperature(temperature)
         self.agent = agent
-        self.temperature = temperature
-        self._check_temperature()
+        self._temperature = temperature
 
-    def _check_temperature(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
+    @property
+    def temperature(self) -> float:
+        """The divisor of the scores."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        check_temperature(value)
+        self._temperature = value
 
     def _scores(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._check_temperature()
+        """The agent's scores, not yet divided by the temperature."""
         scores = self.agent(*args, **kwargs)
         if not isinstance(scores, torch.Tensor):
             raise TypeError(f"the wrapped agent must return a tensor of scores, got {type(scores).__name__}")
-        return scores if self.temperature == 1 else scores / self.temperature
+        return scores
+
+    def _divided(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores if self._temperature == 1 else scores / self._temperature
 
 
 class SparseWrapper(ScoringWrapper, abc.ABC):
-    """What the wrappers that send a SparseDistribution share: a temperature that is fixed, or that keeps a support.
+    """The base of the wrappers that send a SparseDistribution.
 
     In training mode a call returns the distribution. In evaluation mode it returns what EGG's wrapper of the same
-    message format returns then, for callbacks and scripts that call ``game.sender``: of symbol ids the triple
-    (most probable symbol, its log-probability, entropy in nats), as ReinforceWrapper does; of one-hot symbols and
+    message format returns, for callbacks and scripts that call ``game.sender``: for symbol ids the triple (most
+    probable symbol, its log-probability, entropy in nats), as ReinforceWrapper does; for one-hot symbols and
     bit-vectors the most probable message alone, as GumbelSoftmaxWrapper does. :meth:`distribution` returns the
     distribution in both modes.
 
     A subclass implements :meth:`_mapped` and :meth:`_largest_support`.
 
     Args:
-        agent: called with whatever the wrapper is called with; returns scores.
-        temperature: the scores' divisor; with support control the first one. None for 1, or for support control to
-            find it.
-        support: the least mean support, see :attr:`support`; "auto" for
-            :class:`egg_sparse.support.FollowLoss` if no temperature is given, and for a fixed temperature if one is.
+        agent: the agent, which is called as the wrapper is and returns scores.
+        temperature: the divisor of the scores, with support control the first one; None for 1, or for the one that
+            support control finds.
+        support: the least mean support in training, see :attr:`support`; "auto" for
+            :class:`egg_sparse.support.FollowLoss` if no temperature is given, else for a fixed temperature.
     """
 
     def __init__(
         self,
         agent: nn.Module,
         temperature: float | None = None,
-        support: str | float | FollowLoss | Floor | None = "auto",
+        support: Literal["auto"] | float | FollowLoss | Floor | None = "auto",
     ) -> None:
-        nn.Module.__init__(self)
-        self.agent = agent
-        self.control: SupportControl | None = None
-        self._temperature = 1.0
-        self._warned_of_temperature = False
-        self.temperature = 1.0 if temperature is None else temperature
-        floor = support
+        super().__init__(agent, 1.0 if temperature is None else temperature)
         if support == "auto":
-            floor = FollowLoss() if temperature is None else None
-        floor = floor_of(floor)
-        if floor is not None:
-            self.control = SupportControl(floor, temperature)
+            support = FollowLoss() if temperature is None else None
+        floor = floor_of(support)
+        self.control: SupportControl | None = None if floor is None else SupportControl(floor, temperature)
+        self._has_warned_of_temperature = False
 
     @property
-    def temperature(self) -> float:  # type: ignore[override]
-        """What the scores are divided by now.
+    def temperature(self) -> float:
+        """The divisor of the scores.
 
         With support control it changes with every training step, and setting it says where the controller goes on.
         """
@@ -108,15 +122,14 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        if not 0 < value < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, got {value}")
+        check_temperature(value)
         if self.control is None:
             self._temperature = value
             return
-        if not self._warned_of_temperature:
-            self._warned_of_temperature = True
+        if not self._has_warned_of_temperature:
+            self._has_warned_of_temperature = True
             warnings.warn(
-                "the temperature of this sender is set by its support control, and what sets it as well, such as EGG's "
+                "support control sets the temperature of this sender, and whatever else sets it, such as EGG's "
                 "TemperatureUpdater, works against it: leave that out, or give the wrapper support=None",
                 RuntimeWarning,
                 stacklevel=3,
@@ -127,7 +140,7 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
     def support(self) -> FollowLoss | Floor | None:
         """The floor under the mean support in training: a schedule, or None for a fixed temperature.
 
-        It is set to a number of messages, a schedule of :mod:`egg_sparse.support`, a function of the number of
+        It can be set to a number of messages, a schedule of :mod:`egg_sparse.support`, a function of the number of
         training steps so far, or None.
         """
         return None if self.control is None else self.control.floor
@@ -143,16 +156,16 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
         else:
             self.control.floor = floor
 
-    def _described(self) -> str:
+    def _temperature_repr(self) -> str:
         return f"temperature={float(self.temperature):.4}" if self.control is None else "temperature=controlled"
 
     @abc.abstractmethod
     def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
-        """The distribution of scores that are divided by the temperature already."""
+        """The distribution of scores that have been divided by the temperature."""
 
     @abc.abstractmethod
     def _largest_support(self, scores: torch.Tensor) -> int:
-        """The largest support that a distribution of such scores can have."""
+        """The largest support that a distribution of scores of this shape can have."""
 
     def distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
         """The distribution over messages, in training and in evaluation mode; called as the agent is.
@@ -162,12 +175,12 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
             >>> type(sender(torch.randn(4, 10))).__name__, sender.distribution(torch.randn(4, 10)).mode.shape
             ('tuple', torch.Size([4]))
         """
-        with asking_for_distributions():
+        with requesting_distributions():
             return self(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         distribution = self._distribution(*args, **kwargs)
-        if self.training or _distributions_are_asked_for.get():
+        if self.training or _distributions_are_requested.get():
             return distribution
         return self._greedy(distribution)
 
@@ -178,19 +191,18 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
         return distribution.mode, distribution.probs[0].log(), distribution.entropy()
 
     def _distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
-        scores = self.agent(*args, **kwargs)
-        if not isinstance(scores, torch.Tensor):
-            raise TypeError(f"the wrapped agent must return a tensor of scores, got {type(scores).__name__}")
+        scores = self._scores(*args, **kwargs)
+        if not scores.is_floating_point():
+            return self._mapped(scores)  # which raises the error
         control = self.control
-        learns = control is not None and self.training and torch.is_grad_enabled() and scores.dim() == 2 and len(scores)
-        if not scores.is_floating_point():  # of which the mapping says what is wrong
-            return self._mapped(scores)
         if control is None:
-            return self._mapped(scores if self._temperature == 1 else scores / self._temperature)
+            return self._mapped(self._divided(scores))
+        learns = self.training and torch.is_grad_enabled() and scores.dim() == 2 and len(scores) > 0
         if learns and not control.is_calibrated:
-            plain = scores.detach()
-            control.calibrate(lambda t: self._mapped(plain / t).support_size, self._largest_support(plain))
-        distribution = self._mapped(scores / control.temperature.clone())  # which changes before the backward pass
+            detached = scores.detach()
+            control.calibrate(lambda t: self._mapped(detached / t).support_size, self._largest_support(detached))
+        # a clone, since observe() changes the temperature before the backward pass
+        distribution = self._mapped(scores / control.temperature.clone())
         if learns:
             control.observe(distribution, self._largest_support(scores))
             distribution.control = control
@@ -201,36 +213,35 @@ class SparsemaxWrapper(SparseWrapper):
     r"""Makes an agent that scores the symbols of a vocabulary send all symbols of non-zero probability.
 
     The wrapped agent is the sender of :class:`egg_sparse.SymbolGameMarg`. It takes the place of EGG's
-    ``ReinforceWrapper`` or ``GumbelSoftmaxWrapper`` around the same agent: nothing is sampled, the
-    message is the distribution ``normalizer(scores / temperature)`` itself. In evaluation mode a call
-    returns what those wrappers return then, and :meth:`distribution` the distribution.
+    ``ReinforceWrapper`` or ``GumbelSoftmaxWrapper`` around the same agent: nothing is sampled, and the message is the
+    distribution ``normalizer(scores / temperature)`` itself. In evaluation mode a call returns what those wrappers
+    return, and :meth:`distribution` returns the distribution.
 
-    The agent may return log-probabilities, as EGG's agents do, or plain scores. Every normalizer is
-    invariant to adding a constant to all scores of an example, so a log_softmax at the agent's end
-    changes nothing. Only softmax recovers those log-probabilities' own distribution, though, and the
-    sparse ones are not invariant to scale: agents whose scores differ more have smaller supports, and
-    under sparsemax a symbol more than 1 below the best has probability 0. At a fixed temperature this is
-    how the support collapses to one message, which stops the sender's gradient; support control
-    (:mod:`egg_sparse.support`) keeps it above a floor that falls as training goes on.
+    The agent may return log-probabilities, as EGG's agents do, or plain scores. Every normalizer is invariant to adding
+    a constant to all scores of an example, so that a log_softmax at the agent's end changes nothing. Only softmax gives
+    these log-probabilities back, though, and the sparse normalizers depend on the scale of the scores: the more the
+    scores differ, the smaller the support, and under sparsemax a symbol whose score is more than 1 below the best has
+    probability 0. At a fixed temperature the support can collapse to one message, which stops the sender's gradient;
+    support control (:mod:`egg_sparse.support`) keeps the support above a floor that falls as training goes on.
 
     Args:
-        agent: called with whatever the wrapper is called with; returns scores ``(B, V)``.
-        normalizer: "sparsemax", "entmax15" or "softmax"; a number alpha > 1 for alpha-entmax (1.5 is
-            entmax15, 2 is sparsemax); or a learnable alpha, as an ``nn.Parameter`` of one element,
-            which becomes a parameter of the wrapper. A learned alpha that an optimizer takes below
-            1.01 acts as 1.01, and still has a gradient that can bring it back.
-        message_format: "index" for symbol ids ``(K, B)``, as receivers of EGG's score-function games
-            read them; "one_hot" for ``(K, B, V)``, as those of its Gumbel-Softmax games do.
-        temperature: the scores' divisor. Given alone it stays as it is, or as EGG's ``TemperatureUpdater``
-            anneals it; None for support control to find it.
-        support: the least mean support in training. "auto" for a floor that follows the loss
-            (:class:`egg_sparse.support.FollowLoss`) if no temperature is given; a number of messages; a
-            schedule, such as :class:`egg_sparse.support.Geometric`, or a function of the number of
-            training steps; None for a fixed temperature, as in the paper.
+        agent: the agent, which is called as the wrapper is and returns scores ``(B, V)``.
+        normalizer: the mapping from scores to probabilities: "sparsemax", "entmax15" or "softmax"; a number alpha > 1
+            for alpha-entmax (1.5 is entmax15, 2 is sparsemax); or a learnable alpha, an ``nn.Parameter`` of one
+            element, which becomes a parameter of the wrapper. A learned alpha below 1.01 acts as 1.01, and keeps a
+            gradient that can raise it.
+        message_format: the format of the messages: "index" for symbol ids ``(K, B)``, which the receivers of EGG's
+            score-function games read; "one_hot" for ``(K, B, V)``, which those of its Gumbel-Softmax games read.
+        temperature: the divisor of the scores. Given alone it is fixed, unless something such as EGG's
+            ``TemperatureUpdater`` anneals it; None if support control is to find it.
+        support: the least mean support in training: "auto" for a floor that follows the loss
+            (:class:`egg_sparse.support.FollowLoss`) if no temperature is given; a number of messages; a schedule, such
+            as :class:`egg_sparse.support.Geometric`, or a function of the number of training steps; None for a fixed
+            temperature, as in the paper.
 
     Raises:
-        TypeError, ValueError: an argument is none of the above, or the agent's scores are not finite
-            floating-point numbers of shape ``(B, V)``.
+        TypeError, ValueError: an argument is none of the above, or the agent's scores are not finite floating-point
+            numbers of shape ``(B, V)``.
 
     Example:
         >>> agent = nn.Sequential(nn.Linear(10, 100), nn.LogSoftmax(dim=1))
@@ -245,27 +256,27 @@ class SparsemaxWrapper(SparseWrapper):
     def __init__(
         self,
         agent: nn.Module,
-        normalizer: str | float | nn.Parameter = "sparsemax",
-        message_format: str = "index",
+        normalizer: Normalizer | float | nn.Parameter = "sparsemax",
+        message_format: MessageFormat = "index",
         temperature: float | None = None,
-        support: str | float | FollowLoss | Floor | None = "auto",
+        support: Literal["auto"] | float | FollowLoss | Floor | None = "auto",
     ) -> None:
         if normalizer == "softmax":
             if support not in ("auto", None):
                 raise ValueError(f"support must be None for softmax, whose support is every symbol, got {support!r}")
             support = None
         super().__init__(agent, temperature, support)
-        if message_format not in ("index", "one_hot"):
+        if message_format not in get_args(MessageFormat):
             raise ValueError(f'message_format must be "index" or "one_hot", got {message_format!r}')
         self.message_format = message_format
         self.alpha: nn.Parameter | float | None = None
         if isinstance(normalizer, str):
-            if normalizer not in _NORMALIZERS:
+            if normalizer not in get_args(Normalizer):
                 raise ValueError(
-                    f"normalizer must be one of {', '.join(_NORMALIZERS)}, a number above 1 or an nn.Parameter, "
-                    f"got {normalizer!r}"
+                    f"normalizer must be one of {', '.join(get_args(Normalizer))}, a number above 1 or an "
+                    f"nn.Parameter, got {normalizer!r}"
                 )
-            self.normalizer = normalizer
+            self.normalizer: str = normalizer
         elif isinstance(normalizer, nn.Parameter):
             if normalizer.numel() != 1 or not normalizer.is_floating_point() or not normalizer.item() > 1:
                 raise ValueError(f"a learnable normalizer must hold one number above 1, got {normalizer.data}")
@@ -282,19 +293,19 @@ class SparsemaxWrapper(SparseWrapper):
     def extra_repr(self) -> str:
         alpha = self.alpha.item() if isinstance(self.alpha, nn.Parameter) else self.alpha
         normalizer = self.normalizer if alpha is None else f"entmax, alpha={alpha:.4g}"
-        return f"normalizer={normalizer}, message_format={self.message_format}, {self._described()}"
+        return f"normalizer={normalizer}, message_format={self.message_format}, {self._temperature_repr()}"
 
     def _largest_support(self, scores: torch.Tensor) -> int:
         return scores.shape[1]
 
     def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
         if isinstance(self.alpha, nn.Parameter):
-            kept_above_1 = self.alpha + (self.alpha.clamp(min=_SMALLEST_LEARNED_ALPHA) - self.alpha).detach()
-            distribution = categorical.entmax(scores, kept_above_1)
+            clamped = self.alpha + (self.alpha.clamp(min=_LEAST_LEARNED_ALPHA) - self.alpha).detach()
+            distribution = categorical.entmax(scores, clamped)
         elif self.alpha is not None:
             distribution = categorical.entmax(scores, self.alpha)
         else:
-            distribution = _NORMALIZERS[self.normalizer](scores)
+            distribution = getattr(categorical, self.normalizer)(scores)
         if self.message_format == "index":
             return distribution
         one_hot = F.one_hot(distribution.messages, scores.shape[1]).to(message_type(scores))
@@ -302,17 +313,17 @@ class SparsemaxWrapper(SparseWrapper):
 
 
 class TopKSparsemaxWrapper(SparseWrapper):
-    r"""Makes an agent that scores D bits send the bit-vectors that top-k sparsemax gives a probability.
+    r"""Makes an agent that scores D bits send the support of top-k sparsemax.
 
-    The sparsemax over the k bit-vectors with the highest scores :math:`\langle x, z \rangle`: exactly the k
-    best, and exactly sparsemax over all :math:`2^D` where one of them ends up with probability 0. At most k
-    receiver calls per example, whatever D. Choose it where a bound on the receiver calls matters, or where
-    :class:`SparseMAPBitVectorWrapper` loses its support early; larger k is closer to sparsemax over all
-    bit-vectors, and costs more receiver calls while the agent is undecided.
+    This is sparsemax over the k bit-vectors z with the highest scores :math:`\langle x, z \rangle`. It equals sparsemax
+    over all :math:`2^D` where one of the k has probability 0. It takes at most k receiver calls per example, whatever
+    D. Choose it where the receiver calls must be bounded, or where :class:`SparseMAPBitVectorWrapper` loses its support
+    early; a larger k is closer to sparsemax over all bit-vectors, and costs more receiver calls while the agent is
+    undecided.
 
     Args:
-        agent: called with whatever the wrapper is called with; returns scores ``(B, D)``. A positive score speaks
-            for the bit.
+        agent: the agent, which is called as the wrapper is and returns scores ``(B, D)``, positive for bits that
+            should be on.
         k: the largest number of bit-vectors with non-zero probability.
         temperature, support: as in :class:`SparsemaxWrapper`.
 
@@ -333,14 +344,14 @@ class TopKSparsemaxWrapper(SparseWrapper):
         agent: nn.Module,
         k: int = 10,
         temperature: float | None = None,
-        support: str | float | FollowLoss | Floor | None = "auto",
+        support: Literal["auto"] | float | FollowLoss | Floor | None = "auto",
     ) -> None:
         super().__init__(agent, temperature, support)
         topk.check_k(k)
         self.k = k
 
     def extra_repr(self) -> str:
-        return f"k={self.k}, {self._described()}"
+        return f"k={self.k}, {self._temperature_repr()}"
 
     def _largest_support(self, scores: torch.Tensor) -> int:
         return min(self.k, 2 ** min(scores.shape[1], 30))
@@ -350,32 +361,33 @@ class TopKSparsemaxWrapper(SparseWrapper):
 
 
 class SparseMAPBitVectorWrapper(SparseWrapper):
-    r"""Makes an agent that scores D bits send bit-vectors whose mean are the SparseMAP marginals of its scores.
+    r"""Makes an agent that scores D bits send bit-vectors whose mean is the vector of SparseMAP marginals.
 
-    Without a budget a bit's marginal is clip((x + 1) / 2, 0, 1): scores in (-1, 1) leave it open, others
-    decide it. The support has at most D + 1 bit-vectors, one more than bits are open. Choose it for its
-    smooth start and its budget; once scores leave (-1, 1) the support is a single bit-vector and the sender's
-    gradient is zero, which support control prevents.
+    Without a budget the marginal of a bit with score x is clip((x + 1) / 2, 0, 1): a score in (-1, 1) leaves the bit
+    undecided, any other decides it. The support has at most one bit-vector more than there are undecided bits, and so
+    at most D + 1. Choose it for its smooth start and its budget. Once all scores leave (-1, 1), the support is a single
+    bit-vector and the sender's gradient is zero, which support control prevents.
 
     Args:
-        agent: called with whatever the wrapper is called with; returns scores ``(B, D)``.
-        budget: every bit-vector has at most so many bits on; None for any number.
-        decomposition: how the marginals become bit-vectors. "systematic" has about as many terms as there are open
-            bits, each with about the mean number of bits on, so it shows the receiver more different messages, at
-            more calls: the one to begin with. "threshold" has nested sets of bits, not for budgets; fewer terms
-            where marginals coincide. "active_set" is the paper's own method, for comparisons with it: the fewest
-            terms that reach ``tol``, and so the fewest calls while many bits are open, but slower to compute.
+        agent: the agent, which is called as the wrapper is and returns scores ``(B, D)``.
+        budget: the largest number of bits that are on in a bit-vector; None for any number.
+        decomposition: the method that turns marginals into bit-vectors. "systematic", the one to begin with, has about
+            as many bit-vectors as there are undecided bits, each with about the mean number of bits on, so that it
+            shows the receiver more different messages, at more calls. "threshold" has nested sets of bits, which a
+            budget does not allow, and fewer of them where marginals coincide. "active_set" is the paper's method, for
+            comparison: it has the fewest bit-vectors that reach ``tol``, and so the fewest calls while many bits are
+            undecided, but is slower to compute.
         temperature: as in :class:`SparsemaxWrapper`.
-        solver: "native"; or "lpsmap", the lp-sparsemap package where it is installed, to check results with.
-        max_iter: for "active_set": at most so many bit-vectors enter or leave the support, per call.
-        tol: for "active_set": the duality gap at which to stop; larger means fewer bit-vectors, and marginals that
-            may be off by its square root.
+        solver: the implementation: "native"; or "lpsmap", the lp-sparsemap package, to compare results with.
+        max_iter: the largest number of bit-vectors that enter or leave the support in a call of "active_set".
+        tol: the duality gap at which "active_set" stops; a larger one means fewer bit-vectors, and marginals that may
+            be off by its square root.
         support: as in :class:`SparsemaxWrapper`.
 
     Raises:
         TypeError, ValueError: an argument is none of the above, "threshold" with a budget, or the agent's scores
             are not finite floating-point numbers of shape ``(B, D)``.
-        ImportError: solver "lpsmap" without lp-sparsemap.
+        ImportError: the solver is "lpsmap" and lp-sparsemap is not installed.
 
     Example:
         >>> distribution = SparseMAPBitVectorWrapper(nn.Linear(10, 32), budget=3)(torch.randn(4, 10))
@@ -389,12 +401,12 @@ class SparseMAPBitVectorWrapper(SparseWrapper):
         self,
         agent: nn.Module,
         budget: int | None = None,
-        decomposition: str = "systematic",
+        decomposition: Decomposition = "systematic",
         temperature: float | None = None,
-        solver: str = "native",
+        solver: Solver = "native",
         max_iter: int = active_set.MAX_ITER,
         tol: float = active_set.TOL,
-        support: str | float | FollowLoss | Floor | None = "auto",
+        support: Literal["auto"] | float | FollowLoss | Floor | None = "auto",
     ) -> None:
         super().__init__(agent, temperature, support)
         sparsemap.check_options(budget, decomposition, solver, max_iter, tol)
@@ -407,8 +419,8 @@ class SparseMAPBitVectorWrapper(SparseWrapper):
         self.tol = tol
 
     def extra_repr(self) -> str:
-        parts = f"budget={self.budget}, decomposition={self.decomposition}, {self._described()}"
-        return parts if self.solver == "native" else f"{parts}, solver={self.solver}"
+        shown = f"budget={self.budget}, decomposition={self.decomposition}, {self._temperature_repr()}"
+        return shown if self.solver == "native" else f"{shown}, solver={self.solver}"
 
     def _largest_support(self, scores: torch.Tensor) -> int:
         return 1 if self.budget == 0 else scores.shape[1] + 1

@@ -1,7 +1,7 @@
-"""Families of messages: how the scores of an agent are sampled, scored and decided, for symbols and for bit-vectors.
+"""The distributions over messages that the sampling games need: one over symbols, one over bit-vectors.
 
-The estimators are written once, against what both families have: ``sample``, ``log_prob``, ``entropy``, ``mode`` and
-``relaxed``.
+Both have ``sample``, ``log_prob``, ``entropy``, ``mode``, ``relaxed`` and ``as_relaxed``, so that an estimator is
+written once for both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from egg_sparse.wrappers import ScoringWrapper
 
 
 class Symbols(Categorical):
-    """One symbol of V, with probability softmax(scores); messages are ids ``(B,)``.
+    """The distribution softmax(scores) over V symbols; messages are symbol ids ``(B,)``.
+
+    Args:
+        scores: the scores of the symbols, ``(B, V)``.
 
     Example:
         >>> Symbols(torch.tensor([[0.0, 3.0]])).mode
@@ -50,7 +53,12 @@ class Symbols(Categorical):
 
 
 class BitVectors(Independent):
-    """D independent bits, each on with probability sigmoid(score); messages are ``(B, D)`` of zeros and ones.
+    """The distribution of D independent bits, each on with probability sigmoid(score).
+
+    Messages are ``(B, D)`` of zeros and ones.
+
+    Args:
+        scores: the scores of the bits, ``(B, D)``.
 
     Example:
         >>> BitVectors(torch.tensor([[-1.0, 0.0, 2.0]])).mode
@@ -65,7 +73,7 @@ class BitVectors(Independent):
 
     @property
     def mode(self) -> torch.Tensor:
-        """``(B, D)``: the most probable bit-vector, with bits off where both are equally probable."""
+        """``(B, D)``: the most probable bit-vector; a bit of probability 1/2 is off."""
         return (self.scores > 0).to(self.scores.dtype)
 
     def relaxed(self, temperature: float, straight_through: bool) -> torch.Tensor:
@@ -85,7 +93,7 @@ class BitVectors(Independent):
 
 
 class _SamplerWrapper(ScoringWrapper):
-    """An agent that returns scores, as an agent that returns a distribution over messages."""
+    """The base of the samplers, which turn an agent's scores into a distribution over messages."""
 
     _family: type[Symbols] | type[BitVectors]
     _columns: str
@@ -97,18 +105,18 @@ class _SamplerWrapper(ScoringWrapper):
         return f"temperature={self.temperature}"
 
     def forward(self, *args: Any, **kwargs: Any) -> Symbols | BitVectors:
-        scores = self._scores(*args, **kwargs)
+        scores = self._divided(self._scores(*args, **kwargs))
         check_scores(scores, self._columns)
         synchronise_finite(scores.detach())
         return self._family(scores)
 
 
 class SymbolSampler(_SamplerWrapper):
-    """Makes an agent that scores V symbols a sender of the sampling games: it returns :class:`Symbols`.
+    """Makes an agent that scores V symbols a sender of the sampling games, which returns :class:`Symbols`.
 
     Args:
-        agent: called with whatever the wrapper is called with; returns scores, or log-probabilities, ``(B, V)``.
-        temperature: scores are divided by it.
+        agent: the agent, which is called as the wrapper is and returns scores, or log-probabilities, ``(B, V)``.
+        temperature: the divisor of the scores.
 
     Raises:
         TypeError, ValueError: the temperature is not above 0, or the agent's scores are not finite floating-point
@@ -124,11 +132,11 @@ class SymbolSampler(_SamplerWrapper):
 
 
 class BitVectorSampler(_SamplerWrapper):
-    """Makes an agent that scores D bits a sender of the sampling games: it returns :class:`BitVectors`.
+    """Makes an agent that scores D bits a sender of the sampling games, which returns :class:`BitVectors`.
 
     Args:
-        agent: called with whatever the wrapper is called with; returns scores ``(B, D)``, the log-odds of the bits.
-        temperature: scores are divided by it.
+        agent: the agent, which is called as the wrapper is and returns scores ``(B, D)``, the log-odds of the bits.
+        temperature: the divisor of the scores.
 
     Raises:
         TypeError, ValueError: the temperature is not above 0, or the agent's scores are not finite floating-point

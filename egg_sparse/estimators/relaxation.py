@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.families import BitVectors, Symbols
 from egg_sparse.estimators.score_function import sampled_from
 from egg_sparse.games.base import OneMessageGame, Option, of_first_row, one_of, reported
+from egg_sparse.wrappers import check_temperature
 
 
 class RelaxedWrapper(nn.Module):
@@ -43,11 +43,7 @@ class RelaxedWrapper(nn.Module):
         self.sender = sender
         self.temperature = temperature
         self.straight_through = straight_through
-        self._check_temperature()
-
-    def _check_temperature(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
+        check_temperature(temperature)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, straight_through={self.straight_through}"
@@ -59,7 +55,7 @@ class RelaxedWrapper(nn.Module):
 
         In evaluation mode the message is the most probable one, or one that is drawn if ``sampled``.
         """
-        self._check_temperature()
+        check_temperature(self.temperature)
         distribution = sampled_from(self.sender, sender_input, aux_input)
         if self.training:
             message = distribution.relaxed(self.temperature, self.straight_through)

@@ -17,7 +17,7 @@ from egg_sparse.games import checks
 from egg_sparse.games.base import ByIdentity, OneMessageGame, Option, check_count, of_first_row, one_of, reported
 from egg_sparse.games.strategies import Played, Round
 from egg_sparse.mappings.resampling import resample, score_of_sample, sum_and_sample
-from egg_sparse.wrappers import asking_for_distributions
+from egg_sparse.wrappers import requesting_distributions
 
 #: The largest support that is summed exactly in training, by default: the vocabulary of the paper's signal game.
 MAX_SUPPORT = 256
@@ -95,7 +95,7 @@ class _Marginalization(OneMessageGame):
     ) -> tuple[torch.Tensor, Any]:
         host.refuse_several_symbols(sender)
         host.refuse_sampling_wrappers(sender)
-        with asking_for_distributions():
+        with requesting_distributions():
             distribution = sender(sender_input, aux_input)
         if not isinstance(distribution, SparseDistribution):
             raise TypeError(

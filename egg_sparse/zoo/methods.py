@@ -49,7 +49,7 @@ class Method:
     """A way to train a sender of discrete messages.
 
     Attributes:
-        summary: what it is, for ``--help``.
+        summary: the method's name in words, for ``--help``.
         build: makes the game, from all options and the experiment's parts.
         options: the names of the options that it reads and other methods may not read.
         normalizer: the normalizer of the sender's scores unless ``--normalizer`` names one.
@@ -117,7 +117,7 @@ def _summing_game(sender: nn.Module, opts: Options, parts: GameParts, max_suppor
     )
 
 
-def alpha_of(normalizer: str) -> str | float:
+def alpha_of(normalizer: str) -> Any:
     """The value of ``--normalizer`` as :class:`egg_sparse.SparsemaxWrapper` takes it: a name, or alpha."""
     return normalizer if normalizer in NORMALIZERS else float(normalizer)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from egg_sparse.estimators import BitVectorSampler
-from enumeration import SCORES, family, messages_of
+from egg_sparse.estimators import BitVectorSampler, SymbolSampler
+from enumeration import SCORES, Scores, family, messages_of
 
 
 def enumerated(kind):
@@ -53,3 +53,19 @@ def test_relaxed_messages_have_the_format_of_messages_made_alike(kind, straight_
 def test_scores_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match=r"scores .* 2 of 2"):
         BitVectorSampler(lambda *_: torch.full((1, 2), value))(None)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "kind", "link"),
+    [
+        (SymbolSampler, "symbols", lambda scores: scores.softmax(-1)),
+        (BitVectorSampler, "bits", torch.sigmoid),
+    ],
+)
+def test_the_temperature_divides_the_scores(wrapper, kind, link):
+    sampler = wrapper(Scores(kind, 1), temperature=2.0)
+    torch.testing.assert_close(
+        sampler(None).mean if kind == "bits" else sampler(None).probs, link(SCORES[kind][None] / 2)
+    )
+    with pytest.raises(ValueError, match=r"temperature .*-3"):
+        sampler.temperature = -3

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
+from egg_sparse.wrappers import MessageFormat, Normalizer
 from egg_sparse.zoo import methods, plots, resume, training
 from egg_sparse.zoo.cli import ZooParser, number, path
 from egg_sparse.zoo.signal_game import data
@@ -160,7 +161,7 @@ def play_exactly(
         sender: the agent that returns scores of symbols.
         receiver: the agent that returns log-probabilities of candidates.
         loader: batches of games.
-        device: where they are played.
+        device: the device that plays them.
         temperature: the divisor of the sender's scores that its wrapper has, see :func:`wrapper_temperature`.
 
     Returns:
@@ -169,8 +170,8 @@ def play_exactly(
         sums over a support of this size exactly, else 0, in the modes that sum.
     """
     method = METHODS[opts.mode]
-    normalizer = methods.alpha_of(opts.normalizer) if method.sums else "softmax"
-    message_format = "one_hot" if method.one_hot else "index"
+    normalizer: Normalizer | float = methods.alpha_of(opts.normalizer) if method.sums else "softmax"
+    message_format: MessageFormat = "one_hot" if method.one_hot else "index"
     wrapped = SparsemaxWrapper(sender, normalizer, message_format, temperature, support=None)
     kept = core.LoggingStrategy(False, False, False, False, True, True, False)
     game = SymbolGameMarg(
@@ -203,7 +204,7 @@ def play_sampled(
     device: torch.device,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Success per game, on the CPU, with one symbol that is drawn from the sender's softmax."""
+    """Success per game, on the CPU, with one symbol that is sampled from the sender's softmax."""
     successes = []
     for batch in loader:
         sender_input, labels, receiver_input = (part.to(device) for part in batch)
@@ -223,8 +224,9 @@ def evaluate(
     device: torch.device,
     temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Tests agents, however they were trained: with the most probable message, and exactly in expectation over the
-    messages of the distribution that they were trained with.
+    """Tests agents with the most probable message, and in exact expectation over the messages.
+
+    The distribution is the one that they were trained with.
     """
     method = METHODS[opts.mode]
     figures = play_exactly(opts, sender, receiver, loader, device, temperature)
