@@ -19,15 +19,14 @@ from egg_sparse.zoo import run_folder
 class RunCheckpoints(host.core.CheckpointSaver):
     """Saves ``{epoch}.tar`` at the end of an epoch, its validation included, and ``final.tar`` at the end.
 
-    A checkpoint is written beside its name, synchronised with the disk, and renamed: whatever happens meanwhile, the
-    earlier ones stay as they are. It takes the place of the saver that EGG's Trainer would add, which writes in place,
-    and before the validation.
+    A checkpoint appears whole or not at all. This callback takes the place of the saver that EGG's Trainer would add,
+    which writes in place, and before the validation.
 
     Args:
-        folder: where they are.
+        folder: the folder of the checkpoints.
         frequency: epochs between checkpoints; 0 for the last one alone. An interrupted run saves its last whole epoch
             as well.
-        keep: so many of them, the newest, beside ``final.tar``.
+        keep: the number of checkpoints that stay, the newest ones, beside ``final.tar``.
     """
 
     def __init__(self, folder: str | pathlib.Path, frequency: int, keep: int) -> None:

@@ -1,4 +1,4 @@
-"""Losses, scores and gradients that are not finite: found at the step where they appear, and named."""
+"""Finds losses, scores and gradients that are not finite at the step where they appear, and names them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from egg_sparse import host
 from egg_sparse.mappings.scores import NotFiniteError
 
-# how torch.distributions and torch.multinomial, which all the sampling methods use, say that scores are NaN
+# words with which torch.distributions and torch.multinomial, which the sampling methods use, refuse NaN
 _SAMPLED_NAN = ("found invalid values:", "probability tensor contains either")
 
 
 def in_words(error: Exception) -> str | None:
-    """What is not finite, if that is what the error is about."""
+    """The sentence that says what is not finite, or None if the error has another cause."""
     if isinstance(error, NotFiniteError):
         return str(error)
     if any(words in str(error) for words in _SAMPLED_NAN):
@@ -26,20 +26,20 @@ def in_words(error: Exception) -> str | None:
 
 
 class FaultGuard(host.core.Callback):
-    """Looks at every training loss and gradient before it reaches the weights.
+    """Checks every training loss and gradient before the optimizer uses it.
 
-    Where one is not finite, the run stops with a FloatingPointError that says which tensor it was, at which step and
-    with which seed its batch was drawn, after a checkpoint of the weights before that step; or the step is skipped.
-    Under ``--fp16`` gradients that overflow are left to the gradient scaler, which skips such steps by itself.
+    If one is not finite, the guard saves a checkpoint of the weights before that step and raises a FloatingPointError,
+    which names the tensor, the step and the seed of the batch; or it skips the step. Under ``--fp16`` it leaves
+    gradients that overflow to the gradient scaler, which skips such steps by itself.
 
     Args:
-        game: what the Trainer trains.
-        optimizer: its optimizer.
-        seed: of the run; batch i, counted from 0, of epoch e is drawn with (seed, e, i).
-        batches_per_epoch: training batches per epoch.
-        skip: skip the step instead of stopping.
+        game: the game that is trained.
+        optimizer: the optimizer of its parameters.
+        seed: the run's random seed; batch i, counted from 0, of epoch e is drawn with (seed, e, i).
+        batches_per_epoch: the number of training batches per epoch.
+        skip: whether the step is skipped, instead of the run stopped.
         fp16: whether the Trainer scales gradients.
-        save: saves a checkpoint of the name that it is called with, and returns where.
+        save: the function that saves a checkpoint under a name and returns its path.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class FaultGuard(host.core.Callback):
             hook.remove()
 
     def stop(self, fault: str, batch: int | None = None) -> NoReturn:
-        """Ends the run.
+        """Saves a checkpoint and raises FloatingPointError.
 
         Args:
-            fault: what is not finite.
-            batch: of this epoch; None for the one that is being played, which cannot be left out.
+            fault: the sentence that says what is not finite.
+            batch: the number of the batch in this epoch; None for the one that is played now, which cannot be skipped.
         """
         saved = self.save(f"not-finite-{self.epoch}") if self.save else None
         kept = f"; the weights of that moment are in {saved}" if saved else ""
@@ -116,7 +116,7 @@ class FaultGuard(host.core.Callback):
                 parameter.grad = None
 
     def _fault(self, losses: list[tuple[int, torch.Tensor]], parameters: list[nn.Parameter]) -> tuple[str, int] | None:
-        """What is not finite, and its batch. None: all is, but for the sum of numbers that are too large."""
+        """What is not finite, and its batch; None if only a sum of large numbers overflowed."""
         for batch, loss in losses:
             if not bool(loss.isfinite()):
                 return "the loss is not finite", batch
@@ -127,8 +127,9 @@ class FaultGuard(host.core.Callback):
         return None
 
     def _in_any_process(self, found: bool, device: torch.device) -> bool:
-        """A step is skipped in all processes or in none: gradients they share, but not every process may have an
-        infinite loss.
+        """Whether any process found a fault: a step is skipped in all of them or in none.
+
+        All processes have the same gradients, but the loss of a single one may be infinite.
         """
         distributed = torch.distributed
         if not (self.skip and distributed.is_available() and distributed.is_initialized()):

@@ -40,7 +40,7 @@ def torchvision(source: str, data_root: str, n_training: int | None = None) -> t
     Args:
         source: one of TORCHVISION.
         data_root: torchvision's folder, filled by a download if it is empty.
-        n_training: how many training images there must be; None for any number.
+        n_training: the number of training images that there must be; None for any number.
 
     Raises:
         ImportError, OSError: torchvision or the data is missing and cannot be had, or is damaged.

@@ -1,4 +1,4 @@
-"""Pictures in the run folder."""
+"""Plots of a run: metrics over epochs, images, histograms."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Curve:
 
     Args:
         phase: "train" or "validation".
-        metric: its name in ``metrics.jsonl``.
-        kind: what tells it from the panel's other curves of this phase, such as "greedy".
-        test: the name of the same quantity in the results of the test, which is drawn at the last epoch.
-        test_kind: ``kind`` of that quantity, where it is another.
+        metric: the metric's name in ``metrics.jsonl``.
+        kind: the word that tells it from the panel's other curves of this phase, such as "greedy".
+        test: the name of the same quantity in the test's results, which is drawn at the last epoch.
+        test_kind: the ``kind`` of that quantity, if it is another.
     """
 
     phase: str
@@ -79,8 +79,8 @@ class Panel:
 
     Args:
         quantity: the label of the vertical axis, with the unit.
-        curves: what is drawn, the training's curve and up to two of the validation.
-        chance: the value that guessing has.
+        curves: the training's curve and up to two of the validation.
+        chance: the value that guessing reaches.
     """
 
     quantity: str
@@ -93,9 +93,9 @@ def compared(quantity: str, metric: str, test: str | None = None, training: str 
 
     Args:
         quantity: the label of the vertical axis.
-        metric: its name.
-        test: its name in the results of the test.
-        training: what tells the training's messages from the others.
+        metric: the metric's name.
+        test: the metric's name in the test's results.
+        training: the word that tells the training's messages from the others.
     """
     return Panel(quantity, (Curve("train", metric, training), Curve("validation", metric, test=test)))
 
@@ -111,10 +111,10 @@ def curves(
 
     Args:
         history: the records of ``metrics.jsonl``.
-        results: what the test found.
-        panels: what to draw. A panel, or a curve, that was not reported is left out.
-        path: the PNG.
-        title: what stands above all.
+        results: the test's results.
+        panels: the panels; a panel or a curve without reported values is left out.
+        path: the path of the PNG.
+        title: the title above all panels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -127,7 +127,7 @@ def curves(
     figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     for position, panel in enumerate(shown, 1):
-        _draw(figure.add_subplot(rows, columns, position), panel, history, results)
+        _plot_panel(figure.add_subplot(rows, columns, position), panel, history, results)
     figure.suptitle(title, fontsize="medium")
     run_folder.save_figure(figure, path)
 
@@ -140,10 +140,10 @@ def _points(history: list[dict[str, Any]], curve: Curve) -> list[tuple[int, floa
     ]
 
 
-def _draw(axes: Any, panel: Panel, history: list[dict[str, Any]], results: dict[str, Any]) -> None:
+def _plot_panel(axes: Any, panel: Panel, history: list[dict[str, Any]], results: dict[str, Any]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    labels: list[tuple[float, str, str]] = []  # where, what, and in which color
+    labels: list[tuple[float, str, str]] = []  # height, text, color
     validation_colors = iter((_ORANGE, _GREEN))
     last_epoch = max(record["epoch"] for record in history)
     for curve in panel.curves:
@@ -169,7 +169,7 @@ def _draw(axes: Any, panel: Panel, history: list[dict[str, Any]], results: dict[
     _write_beside(axes, labels)
 
 
-_LINE = 0.075  # of the height of the axes
+_LINE_HEIGHT = 0.075  # a line of text, in heights of the axes
 
 
 def _write_beside(axes: Any, labels: list[tuple[float, str, str]]) -> None:
@@ -180,11 +180,11 @@ def _write_beside(axes: Any, labels: list[tuple[float, str, str]]) -> None:
     heights = [(value - low) / (high - low) for value, _, _ in labels]
     places = list(heights)
     for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + _LINE)
+        places[i] = max(places[i], places[i - 1] + _LINE_HEIGHT)
     top = 1.0
     for i in reversed(range(len(places))):
         places[i] = min(places[i], top)
-        top = places[i] - _LINE
+        top = places[i] - _LINE_HEIGHT
     for height, place, (_, text, color) in zip(heights, places, labels, strict=True):
         kwargs = {"transform": axes.transAxes, "color": color, "clip_on": False}
         axes.plot([1.0, 1.04], [height, place], linewidth=0.8, **kwargs)

@@ -1,4 +1,4 @@
-"""Runs that go on: the options and the checkpoint of ``--resume``, ``--evaluate`` and ``--preemptable``."""
+"""Finds and loads what a run goes on from: ``--resume``, ``--evaluate``, ``--preemptable``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ core = host.core
 
 
 def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
-    """The options; with ``--evaluate`` or ``--resume``, those of the run that is meant, and what is given."""
+    """Parses the options, makes the processes agree on a seed, and finds the checkpoint that a run goes on from."""
     opts = core.init(parser, params)
     if opts.resume:
         opts.out = opts.resume
@@ -44,7 +44,7 @@ def _common_seed(opts: argparse.Namespace) -> int:
 
 
 def _find_checkpoint(opts: argparse.Namespace) -> None:
-    """Where a run goes on by itself, with --resume or --preemptable: the checkpoint that it goes on from."""
+    """Sets ``load_from_checkpoint`` to the newest checkpoint, for ``--resume`` and ``--preemptable``."""
     if opts.preemptable:
         root = opts.checkpoint_dir or (pathlib.Path(opts.out) / run_folder.CHECKPOINTS if opts.out else None)
         if root is None:
@@ -74,7 +74,7 @@ def _preemptive_folder(root: str | pathlib.Path) -> pathlib.Path:
 
 
 def load_for_evaluation(opts: argparse.Namespace, game: nn.Module) -> None:
-    """Checks that the checkpoint fits, if there is one, and loads its weights where nothing is left but to test them.
+    """Checks that the checkpoint, if there is one, fits, and loads its weights if they are only tested.
 
     Raises:
         FileNotFoundError, ValueError: there is no checkpoint, or one that does not fit game, ``--n_epochs`` or
@@ -99,7 +99,7 @@ def load_for_evaluation(opts: argparse.Namespace, game: nn.Module) -> None:
 
 
 _OWN_OPTION = {"adam": "betas", "sgd": "momentum", "adagrad": "lr_decay"}
-"""An option in the state of each optimizer that the others do not have."""
+"""An option that each optimizer's state has and the others' do not."""
 
 
 def set_options(
@@ -108,13 +108,13 @@ def set_options(
     options: list[dict[str, Any]],
     epoch: int,
 ) -> None:
-    """Gives an optimizer and its schedule options of this run, where a checkpoint has brought those of its own.
+    """Sets the options of an optimizer and its schedule, which a checkpoint has replaced, to those of this run again.
 
     Args:
-        optimizer: what was loaded.
-        schedule: the schedule of its learning rate, which was loaded too.
+        optimizer: the optimizer whose state was loaded.
+        schedule: the schedule of its learning rate, whose state was loaded.
         options: the options of each group of parameters, with the learning rate of the first epoch as ``initial_lr``.
-        epoch: how many epochs have been trained.
+        epoch: the number of epochs that have been trained.
     """
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)

@@ -15,7 +15,7 @@ from typing import Any
 OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jsonl", "curves.png", "checkpoints"
 RESULTS_FILE = "results.json"
 
-# What says where and on what a run happens, not what it computes, is not taken over by --evaluate.
+# options of where a run happens, not of what it computes: --evaluate and --resume do not take them over
 _NOT_SAVED = {
     "checkpoint_dir",
     "cuda",
@@ -35,7 +35,7 @@ current: pathlib.Path | None = None
 """The folder of the run of this process, once it has one."""
 
 trained = False
-"""Whether the training of that run has ended, so that its test alone is left."""
+"""Whether the training of that run has ended and only its test is left."""
 
 
 def create(opts: argparse.Namespace, experiment: str, goes_on: bool, unchanged: bool = False) -> pathlib.Path:
@@ -156,7 +156,7 @@ def write_results(folder: pathlib.Path, results: dict[str, Any]) -> None:
 
 
 def remove_unfinished(*folders: pathlib.Path) -> None:
-    """Removes what a killed run was writing."""
+    """Removes the files that a killed run was writing."""
     for folder in folders:
         for unfinished in folder.glob(".*.unfinished"):
             unfinished.unlink(missing_ok=True)
@@ -207,9 +207,9 @@ def load_options_of(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def keep_metrics_until(folder: pathlib.Path, epoch: int) -> list[dict[str, Any]]:
-    """Takes the epochs after this one out of ``metrics.jsonl``, and returns those that stay.
+    """Removes the epochs after this one, and damaged lines, from ``metrics.jsonl``, and returns the others.
 
-    They are what an interrupted run reported before it could save, or half of a line.
+    An interrupted run reports epochs that it does not save, and may write half a line.
     """
     file = folder / METRICS_FILE
     kept = []

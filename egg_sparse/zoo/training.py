@@ -1,4 +1,4 @@
-"""What training has in common in all of the zoo: options, the run folder, callbacks, and how a run ends."""
+"""Trains the games of the zoo: common options, optimizer, Trainer, callbacks, and the end of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_run_options(parser: ZooParser, experiment: str, lr_schedule: str = "line
 
     Args:
         parser: the parser.
-        experiment: the folder of runs of one kind.
+        experiment: the name of the folder of runs of one kind.
         lr_schedule: the default of ``--lr_schedule``.
     """
     option = parser.group["training"].add_argument
@@ -52,7 +52,7 @@ def add_run_options(parser: ZooParser, experiment: str, lr_schedule: str = "line
 
 
 def part_of_batch(opts: argparse.Namespace) -> tuple[int, int]:
-    """Which part of each training batch this process plays: its number, and of how many.
+    """The part of each training batch that this process plays: the number of the process, and of processes.
 
     Raises:
         ValueError: there are more processes than examples in a batch.
@@ -82,13 +82,13 @@ def quiet_logging() -> dict[str, Any]:
 def build_optimizer(
     opts: argparse.Namespace, parameters: Iterable[nn.Parameter], lr: float | None = None, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer that was asked for.
+    """The optimizer of ``--optimizer``.
 
     Args:
         opts: all options.
-        parameters: what it optimizes.
-        lr: the learning rate if it is not ``--lr``.
-        fused: Adam's step in one kernel, which takes half as long on a CPU, and rounds differently.
+        parameters: the parameters to optimize.
+        lr: the learning rate; ``--lr`` if None.
+        fused: whether Adam's step is one kernel, which is faster on a CPU, and rounds differently.
     """
     optimizer = core.build_optimizer(parameters)
     for group in optimizer.param_groups:
@@ -109,10 +109,10 @@ def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -
 
 
 class ValidationAsTrained(host.core.Callback):
-    """Adds figures of the messages that are trained with to those of the most probable ones that EGG validates.
+    """Adds metrics of the messages that the game is trained with; EGG validates the most probable ones.
 
     Args:
-        play: called with the device after each validation; returns tensors of figures per example, by name.
+        play: the function that plays the validation data on a device, and returns metrics per example by name.
     """
 
     def __init__(self, play: Callable[[torch.device], dict[str, torch.Tensor]]) -> None:
@@ -129,7 +129,7 @@ class Run:
     Args:
         folder: the run folder.
         history: the records of ``metrics.jsonl``.
-        title: what stands above the curves.
+        title: the title above the curves.
         unfinished: whether the folder lacks pictures, or has those of fewer epochs.
     """
 
@@ -157,22 +157,22 @@ def train(
 ) -> Run | None:
     """Trains a game, and fills the run folder.
 
-    A run that has been trained for ``--n_epochs`` already is left as it is, apart from what its end has not written.
+    A run that has been trained for ``--n_epochs`` already is not trained, and gets the files that its end lacks.
 
     Args:
         opts: all options.
-        game: what the Trainer trains.
-        train_data: a loader with ``set_epoch`` and a length.
-        validation_data: another.
-        experiment: the folder of runs of one kind.
-        callbacks: EGG callbacks of this experiment.
-        shown: metrics beside the progress bar.
+        game: the game to train.
+        train_data: the training batches, a loader with ``set_epoch`` and a length.
+        validation_data: the validation batches.
+        experiment: the name of the folder of runs of one kind.
+        callbacks: the EGG callbacks of this experiment.
+        shown: the metrics beside the progress bar.
         fused: see :func:`build_optimizer`.
 
     Returns:
-        What the pictures are drawn from; None in processes other than the leading one.
+        The run; None in processes other than the leading one.
     """
-    require("matplotlib.figure", "matplotlib")  # of the curves, which come last
+    require("matplotlib.figure", "matplotlib")  # for the curves at the end: told now, not after the training
     checkpoint = checkpoints.read(opts.load_from_checkpoint) if opts.load_from_checkpoint else None
     complete = checkpoint is not None and checkpoint.epoch == opts.n_epochs
     run = None
@@ -205,9 +205,9 @@ def _begin(opts: argparse.Namespace, experiment: str, epoch: int, complete: bool
 
     Args:
         opts: all options.
-        experiment: the folder of runs of one kind.
-        epoch: how many epochs have been trained.
-        complete: whether those are all.
+        experiment: the name of the folder of runs of one kind.
+        epoch: the number of epochs that have been trained.
+        complete: whether none is left.
     """
     in_its_folder = opts.load_from_checkpoint and opts.out and run_folder.holds(opts.out, opts.load_from_checkpoint)
     goes_on = bool(opts.preemptable or opts.resume or in_its_folder)
@@ -299,12 +299,12 @@ def finish(
 
     Args:
         opts: all options.
-        results: of the test; None in processes other than the leading one.
-        started: what ``time.perf_counter`` said at the start.
+        results: the test's results; None in processes other than the leading one.
+        started: the value of ``time.perf_counter`` at the start.
         run: the run that was trained; None for a test alone, which writes nothing.
 
     Returns:
-        What the line says.
+        The content of that line.
     """
     final = None
     if results is not None:

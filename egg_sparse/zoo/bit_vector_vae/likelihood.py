@@ -34,15 +34,15 @@ def log_likelihood(
     from independent bits r with the distribution's marginals, kept 1 / D away from 0 and 1. It is unbiased. A
     distribution that is itself of independent bits is r, and S is empty.
 
-    "paper" is what the paper's code does: for sparse distributions r is uniform, and what is sampled may be in S, which
-    is then counted twice; it can be above log p(x).
+    "paper" is the estimate of the paper's code: for sparse distributions r is uniform, and a sample may lie in S and is
+    then counted twice, so the estimate can be above log p(x).
 
     Args:
-        log_prob_given: bit-vectors ``(K, B, D)`` to :math:`\log p(x \mid z)`, ``(K, B)`` in nats.
-        distribution: of the sender.
-        n_samples: n, per example.
-        estimate: "disjoint" or "paper".
-        samples_at_a_time: how many are given to ``log_prob_given`` at a time.
+        log_prob_given: the function from bit-vectors ``(K, B, D)`` to :math:`\log p(x \mid z)`, ``(K, B)`` in nats.
+        distribution: the sender's distribution over bit-vectors.
+        n_samples: n, the samples per example.
+        estimate: the estimate, "disjoint" or "paper".
+        samples_at_a_time: the samples per example in one call of ``log_prob_given``.
 
     Returns:
         ``(B,)``.

@@ -82,7 +82,7 @@ def build_callbacks(opts: argparse.Namespace, vae: VAE, batches_per_epoch: int) 
 
 @torch.no_grad()
 def evaluate(opts: argparse.Namespace, vae: VAE, loader: Iterable) -> tuple[dict[str, float], torch.Tensor | None]:
-    """Tests a VAE, however it was trained: the same figures for all methods, and the sizes of all supports.
+    """Tests a VAE: the same metrics whatever the method, and the supports' sizes.
 
     ELBO, rate and distortion are exact where the sender's distribution is sparse, else with one sample per image.
     """
@@ -120,7 +120,7 @@ def evaluate(opts: argparse.Namespace, vae: VAE, loader: Iterable) -> tuple[dict
 def save_pictures(
     vae: VAE, images: data.GreyImages, supports: torch.Tensor | None, folder: pathlib.Path, device: Any
 ) -> None:
-    """Images beside what their most probable message decodes to, samples from the prior, and sizes of supports."""
+    """Saves images beside their reconstructions, samples from the prior, and a histogram of the supports' sizes."""
     shown = torch.from_numpy(images.pixels[:20]).float().to(device) / (images.levels - 1)
     restored = vae.generator.mean_levels(vae.distribution(shown).mode)
     rows = torch.stack((shown, restored), 1).flatten(0, 1)

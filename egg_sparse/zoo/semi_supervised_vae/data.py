@@ -30,8 +30,8 @@ class Split:
 def papers_split(n_labeled: int = PAPERS_LABELED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices of MNIST's training images: labelled, unlabelled and validation.
 
-    The paper's: 10,000 of the 60,000 drawn for validation, 5,000 of the others for labels. Of another ``n_labeled``,
-    as many of what is drawn second.
+    The split is the paper's: 10,000 of the 60,000 are drawn for validation, then ``n_labeled`` of the others get labels
+    (5,000 in the paper).
 
     Source: deep-spin/sparse-marginalization-lvm, whose index files hold the same numbers.
     """
@@ -84,9 +84,9 @@ class SemiSupervisedLoader(ShuffledLoader):
     Pixels are binarised anew for every epoch. Batch i of epoch e depends on (seed, e, i) alone.
 
     Args:
-        unlabeled: what an epoch goes through once.
-        labeled: the image at position i of their order comes with labelled image i modulo their number, as in the
-            paper's code; None for no labelled batch.
+        unlabeled: the images that an epoch goes through once.
+        labeled: the images with labels, or None for no labelled batch. Unlabelled image i comes with labelled image i
+            modulo the number of labelled images, as in the paper's code.
         batch_size, seed, fixed, part: see :class:`ShuffledLoader`.
     """
 

@@ -37,10 +37,10 @@ def elbo_loss(
     labels: torch.Tensor,
     _aux_input: Any,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The negative ELBO of an image given its class, in nats; ``acc`` where the class is the right one.
+    """The negative ELBO of an image given its class, in nats; ``acc`` is 1 where the class is the true one.
 
-    The sender's entropy and the uniform prior's log 10 are not in it; the game subtracts the former. It is reported as
-    ``conditional_elbo_loss`` too, which means the same in training and validation.
+    It lacks the sender's entropy, which the game subtracts, and the uniform prior's log 10. It also reports itself as
+    ``conditional_elbo_loss``, which means the same in training and validation.
     """
     latent_dim = (receiver_output.shape[-1] - sender_input.shape[-1]) // 2
     classes = message.argmax(-1) if message.is_floating_point() else message
@@ -134,7 +134,7 @@ class SemiSupervisedGame(nn.Module):
     def labeled_losses(
         self, images: torch.Tensor, classes: torch.Tensor, scores: torch.Tensor, vae_output: torch.Tensor
     ) -> torch.Tensor:
-        """Losses ``(B,)`` of labelled images, of what the agents make of them."""
+        """Losses ``(B,)`` of labelled images, from the agents' outputs for them."""
         elbo, _ = elbo_loss(images, classes, images, vae_output, classes, None)
         return elbo + self.classification_loss(scores, classes)
 

@@ -90,10 +90,10 @@ def parse_options(params: list[str]) -> argparse.Namespace:
 
 
 def load_agents(game: SemiSupervisedGame, path: str) -> None:
-    """Takes classifier and VAE from the checkpoint of a run of any mode.
+    """Loads classifier and VAE from the checkpoint of a run of any mode.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is of agents of other sizes.
+        FileNotFoundError, ValueError: there is no such checkpoint, or its agents have other sizes.
     """
     state = checkpoints.read(path).model_state_dict
     for name, agent in (("classifier", game.classifier), ("vae", game.vae)):
@@ -175,7 +175,7 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
 def save_pictures(
     game: SemiSupervisedGame, images: data.GreyImages, folder: pathlib.Path, device: torch.device
 ) -> None:
-    """Samples of every class, and images beside what is left of them."""
+    """Saves a grid of samples of every class, and one of images beside their reconstructions."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(EVALUATION_SEED)
         latent = torch.randn(N_CLASSES, game.vae.latent_dim, device=device).repeat(N_CLASSES, 1)
@@ -226,8 +226,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
 def play_as_trained(
     game: SemiSupervisedGame, loader: data.SemiSupervisedLoader, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Figures per image of the messages that the game is trained with: all with a probability where it sums, else one
-    that is drawn.
+    """Metrics per image, of the messages that the game is trained with: the support where it sums, else one sample.
 
     Returns:
         ``acc_expected`` and ``negative_elbo``, on the CPU.

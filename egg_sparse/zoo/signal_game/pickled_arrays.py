@@ -1,9 +1,9 @@
 """Reads pickled arrays and lists of labels without trusting them.
 
-No object of any other class is made, and NumPy's own code sees nothing of a file before it is checked: an array of
-objects that declares more elements than it has makes ``numpy.ndarray.__setstate__`` read beyond its memory. The C
-unpickler sees nothing of it at all: a file of ten bytes makes it take gigabytes. Python's own collects the parts of an
-array, which are put together where they fit.
+The reader makes no object of any other class, and gives NumPy's code nothing that is unchecked: an array of objects
+that declares more elements than it has makes ``numpy.ndarray.__setstate__`` read beyond its memory. It does not use the
+C unpickler, which a file of ten bytes makes take gigabytes. Python's own unpickler collects the parts of an array, and
+the reader puts them together where they fit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def load(content: bytes) -> np.ndarray:
     """The array, or the list as an array, that was pickled.
 
     Raises:
-        Exception: of whatever kind a damaged file causes; UnpicklingError where it is something else.
+        UnpicklingError: it is something else.
+        Exception: the file is damaged; the kind depends on the damage.
     """
     value = _Unpickler(io.BytesIO(content)).load()
     if isinstance(value, _Array):
