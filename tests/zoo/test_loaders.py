@@ -1,0 +1,58 @@
+"""Loaders: batches that depend on seed, epoch and number alone, and that several processes share."""
+
+import numpy as np
+import pytest
+import torch
+
+from egg_sparse.zoo import images
+from egg_sparse.zoo.bit_vector_vae.data import ImageLoader
+from egg_sparse.zoo.loaders import part_of
+from egg_sparse.zoo.semi_supervised_vae.data import SemiSupervisedLoader
+from egg_sparse.zoo.signal_game.data import GameLoader, Images
+
+DIGITS = images.digits().take(np.arange(40))
+FEATURES = Images.from_labels(DIGITS.pixels.astype(float), np.arange(40))
+
+LOADERS = {
+    "games": lambda **options: GameLoader(FEATURES, 3, 8, 5, **{"seed": 1, **options}),
+    "images": lambda **options: ImageLoader(DIGITS, 8, **{"seed": 1, **options}),
+    "labelled images": lambda **options: SemiSupervisedLoader(DIGITS, DIGITS, 8, **{"seed": 1, **options}),
+}
+
+
+def examples(loader):
+    """What identifies the examples of every batch, with the examples on axis 0."""
+    batches = list(loader)
+    return [batch[0].transpose(0, 1) if batch[0].dim() == 3 else batch[0] for batch in batches]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("n_processes", [2, 3, 8])
+def test_processes_share_a_batch_equally_and_leave_out_the_remainder(kind, n_processes):
+    whole = examples(LOADERS[kind]())
+    parts = [examples(LOADERS[kind](part=(i, n_processes))) for i in range(n_processes)]
+    for number, batch in enumerate(whole):
+        mine = [part[number] for part in parts]
+        assert {len(each) for each in mine} == {8 // n_processes}
+        torch.testing.assert_close(torch.cat(mine), batch[: 8 // n_processes * n_processes], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_an_epoch_can_be_drawn_again(kind):
+    loader = LOADERS[kind]()
+    first, second = examples(loader), examples(loader)
+    assert any(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    loader.set_epoch(2)
+    for one, other in zip(second, examples(loader), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_fixed_epochs_are_all_the_same(kind):
+    loader = LOADERS[kind](fixed=True)
+    for one, other in zip(examples(loader), examples(loader), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_part_of_a_batch():
+    assert part_of(np.arange(7), (1, 3)).tolist() == [2, 3]
