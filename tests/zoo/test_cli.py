@@ -33,12 +33,7 @@ def train_of(entry):
     return importlib.import_module(f"egg_sparse.zoo.{entry}.train")
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """And with few games in validation and test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal_game, "TEST_GAMES", 64)
-    monkeypatch.setattr(signal_game, "VALIDATION_GAMES", 64)
+pytestmark = pytest.mark.usefixtures("few_test_games")
 
 
 def combinations():

@@ -20,11 +20,6 @@ BIT_VECTOR_DATA = functools.cache(lambda: bit_vector_data.load("digits", ""))
 SEMI_SUPERVISED_DATA = functools.cache(lambda: semi_supervised_data.load("digits", "", None))
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def options(module, params, *defaults):
     return module.parse_options(["--batch_size=8", "--random_seed=1", *defaults, *params])
 

@@ -4,7 +4,6 @@ import pytest
 
 from egg_sparse.zoo import plots, run_folder
 from egg_sparse.zoo.plots import Curve, Panel
-from egg_sparse.zoo.signal_game import train as signal_game
 from egg_sparse.zoo.signal_game.train import main
 
 HISTORY = [
@@ -98,11 +97,8 @@ def test_nothing_reported_nothing_drawn(tmp_path):
     ("mode", "trained", "validated"),
     [("marg", "expected", "expected"), ("sfe", "sampled", "sampled"), ("gs", "relaxed", "sampled")],
 )
-def test_the_signal_games_success(mode, trained, validated, figures, monkeypatch, tmp_path):
+def test_the_signal_games_success(mode, trained, validated, figures, few_test_games):
     """With what its test found, so that it is drawn after the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal_game, "TEST_GAMES", 64)
-    monkeypatch.setattr(signal_game, "VALIDATION_GAMES", 64)
     options = ["--n_epochs=2", "--batches_per_epoch=4", "--vocab_size=20", "--game_size=4", "--batch_size=16"]
     final = main([f"--mode={mode}", *options, "--no_cuda", "--random_seed=3", "--out=run"])
     assert {text.get_text() for text in figures[0].axes[0].texts} == {

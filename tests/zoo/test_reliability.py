@@ -85,12 +85,7 @@ def command(name):
     return entry, [*params, *OPTIONS[entry].split()]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """And with few games in validation and test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal_game, "TEST_GAMES", 64)
-    monkeypatch.setattr(signal_game, "VALIDATION_GAMES", 64)
+pytestmark = pytest.mark.usefixtures("few_test_games")
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,6 @@ from egg_sparse.zoo.methods import linear
 SMALL = ["--n_epochs=2", "--latent_size=6", "--nll_samples=8", "--nll_images=20", "--validation_nll_samples=2"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def few_images(monkeypatch):
     whole = data.load("digits", "")

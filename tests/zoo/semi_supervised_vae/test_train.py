@@ -28,11 +28,6 @@ from egg_sparse.zoo.semi_supervised_vae.train import (
 SMALL = ["--n_epochs=2", "--n_labeled=20", "--warm_start_epochs=0"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def few_images(monkeypatch):
     whole = data.load("digits", "", None)

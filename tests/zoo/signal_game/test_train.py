@@ -28,17 +28,6 @@ from egg_sparse.zoo.signal_game.train import PROG, main, parse_options
 SMALL = ["--n_epochs=2", "--batches_per_epoch=4", "--vocab_size=20", "--game_size=4", "--batch_size=16"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def few_test_games(monkeypatch):
-    monkeypatch.setattr("egg_sparse.zoo.signal_game.train.TEST_GAMES", 64)
-    monkeypatch.setattr("egg_sparse.zoo.signal_game.train.VALIDATION_GAMES", 32)
-
-
 def command(*params, **environment):
     return subprocess.run(
         [sys.executable, "-m", "egg_sparse.zoo.signal_game", *params],
