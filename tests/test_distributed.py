@@ -15,6 +15,8 @@ from egg_sparse.standin import util
 from egg_sparse.zoo import checkpoints
 from egg_sparse.zoo.faults import FaultGuard
 
+pytestmark = pytest.mark.slow
+
 
 class Agent(nn.Module):
     def __init__(self, n_inputs, n_outputs):

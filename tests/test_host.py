@@ -1,5 +1,6 @@
 """Which host is found, in processes of their own: real, forced, missing, unrelated, incomplete."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from egg_sparse import standin
 from egg_sparse.zoo import checkpoints
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SAY = "import warnings; from egg_sparse import host; print(host.core.__name__, '|', host.describe())"
 
 
@@ -51,13 +53,15 @@ def test_standin_without_a_word_where_there_is_no_egg():
     ("files", "cause"),
     [
         ({"egg/__init__.py": ""}, "the package egg that is installed is not EGG (it has no egg.core)"),
-        ({"egg.py": ""}, "the package egg that is installed is not EGG (it has no egg.core)"),
-        ({"egg/__init__.py": "", "egg/core.py": ""}, "the egg.core that is installed is not EGG's (it has no Trainer"),
-        (
+        slow({"egg.py": ""}, "the package egg that is installed is not EGG (it has no egg.core)"),
+        slow(
+            {"egg/__init__.py": "", "egg/core.py": ""}, "the egg.core that is installed is not EGG's (it has no Trainer"
+        ),
+        slow(
             {"egg/__init__.py": "", "egg/core.py": "import wandb_that_is_missing"},
             "egg.core needs the package wandb_that_is_missing",
         ),
-        ({"egg/__init__.py": "1 / 0"}, "importing egg.core failed with ZeroDivisionError: division by zero"),
+        slow({"egg/__init__.py": "1 / 0"}, "importing egg.core failed with ZeroDivisionError: division by zero"),
     ],
 )
 def test_unrelated_or_incomplete_egg_warns_once(tmp_path, files, cause):

@@ -282,6 +282,7 @@ def test_nothing_presses_or_falls_before_messages_differ(messages):
     assert float(alone.control.variety) == 1
 
 
+@pytest.mark.slow
 def test_learning_goes_on_where_a_fixed_temperature_stops():
     """32 objects and 50 symbols, the game of the README."""
 

@@ -79,6 +79,7 @@ class Job:
         self.runnable(params)
 
 
+@pytest.mark.slow
 def test_runs_that_start_at_once_in_processes_of_a_pool(tmp_path):
     """Two with the same options, so that their folders would have the same name, and two that cannot run."""
     job = importlib.import_module("egg.nest.wrappers").ConcurrentWrapper if host.is_egg() else Job

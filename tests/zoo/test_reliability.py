@@ -151,6 +151,7 @@ def same(first, second):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, tmp_path):
     entry, params = command(name)
@@ -204,6 +205,7 @@ def test_preemptable_jobs_end_like_the_uninterrupted_one(monkeypatch, tmp_path):
     assert whole == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signal_number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
@@ -610,6 +612,7 @@ def test_metrics_of_unfinished_epochs_are_taken_out(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS if LONG else ["signal_game --mode=gs --straight_through"])
 def test_memory_files_and_threads_stay_constant(name):
     """In one process, after 200 steps and after 2,000; by default after 100 and 500."""

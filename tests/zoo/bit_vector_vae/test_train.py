@@ -200,6 +200,7 @@ def test_runs(options, few_images, tmp_path, capsys):
         assert again[name] == pytest.approx(final[name])
 
 
+@pytest.mark.slow
 def test_learns(tmp_path):
     final = main(["--n_epochs=15", "--random_seed=1", "--out=run", "--no_cuda", "--nll_images=20", "--nll_samples=64"])
     assert final["distortion"] < 105
@@ -267,6 +268,7 @@ def test_warns_of_options_without_effect(capsys):
         assert f"warning: --{name} has no effect" in error
 
 
+@pytest.mark.slow
 def test_as_a_command():
     command = [sys.executable, "-m", "egg_sparse.zoo.bit_vector_vae", *SMALL, "--n_epochs=1", "--no_cuda"]
     result = subprocess.run(command, capture_output=True, text=True)

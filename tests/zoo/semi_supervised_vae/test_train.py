@@ -244,6 +244,7 @@ def test_warm_start_of_another_mode(few_images):
     assert after["acc"] == before["acc"]
 
 
+@pytest.mark.slow
 def test_learns():
     options = ["--n_epochs=10", "--random_seed=1", "--no_cuda", "--out=run"]
     final = main(options)
@@ -280,6 +281,7 @@ def test_refuses_a_warm_start_of_other_sizes(few_images, capsys, monkeypatch):
     assert "is of another architecture: layers.0.weight is (256, 64) there and (32, 64) here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_as_a_command():
     command = [sys.executable, "-m", "egg_sparse.zoo.semi_supervised_vae", *SMALL, "--n_epochs=1", "--no_cuda"]
     result = subprocess.run(command, capture_output=True, text=True)

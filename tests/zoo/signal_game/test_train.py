@@ -528,6 +528,7 @@ class TestRuns:
         assert epochs == [1, 1, 2, 2]
         assert {path.name for path in (tmp_path / "job/checkpoints/17_0").iterdir()} == {"1.tar", "2.tar", "final.tar"}
 
+    @pytest.mark.slow
     def test_learns(self):
         final = main(["--n_epochs=4", "--random_seed=1", "--game_size=8"])
         assert final["acc"] > 0.6, "chance is 0.125"
@@ -588,6 +589,7 @@ class TestCommand:
 
         return run_and_read
 
+    @pytest.mark.slow
     def test_as_a_process(self):
         result = command("--mode=margg")
         assert result.returncode == 2
@@ -604,6 +606,7 @@ class TestCommand:
             'egg_sparse.zoo.signal_game: error: EGG_SPARSE_HOST must be "egg" or "standin", got \'eggs\'\n'
         )
 
+    @pytest.mark.slow
     def test_runs_and_ends_with_one_json_object(self, tmp_path):
         result = command(*SMALL, "--random_seed=1")
         assert result.returncode == 0, result.stderr
@@ -611,6 +614,7 @@ class TestCommand:
         (folder,) = (tmp_path / "runs/signal_game").iterdir()
         assert folder.name.startswith("marg-1-")
 
+    @pytest.mark.slow
     def test_terminal(self):
         pytest.importorskip("pty")
         import pty
@@ -715,6 +719,7 @@ class TestCommand:
         assert run(PROG, main, ["--data=npz", "--root=no.npz", "--debug"]) == 1
         assert "Traceback" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_interrupt(self):
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "egg_sparse.zoo.signal_game", "--n_epochs=1000"],
