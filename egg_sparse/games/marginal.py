@@ -313,7 +313,7 @@ class SymbolGameMarg(_Marginalization):
         >>> game = SymbolGameMarg(SparsemaxWrapper(Sender(5, 100)), Receiver(), loss)
         >>> loss, interaction = game(torch.randn(8, 5), None)
         >>> interaction.message.shape, sorted(interaction.aux)
-        (torch.Size([8]), ['receiver_calls', 'exact', 'sender_entropy', 'support', 'task_loss'])
+        (torch.Size([8]), ['exact', 'receiver_calls', 'sender_entropy', 'support', 'task_loss'])
 
     Source: Correia et al. (NeurIPS 2020), section 3.
     """
