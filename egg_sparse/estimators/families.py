@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent
 
-from egg_sparse.mappings.scores import check_scores, synchronise_finite
+from egg_sparse.mappings.scores import check_scores, synchronize_finite
 from egg_sparse.wrappers import ScoringWrapper
 
 
@@ -107,7 +107,7 @@ class _SamplerWrapper(ScoringWrapper):
     def forward(self, *args: Any, **kwargs: Any) -> Symbols | BitVectors:
         scores = self._divided(self._scores(*args, **kwargs))
         check_scores(scores, self._columns)
-        synchronise_finite(scores.detach())
+        synchronize_finite(scores.detach())
         return self._family(scores)
 
 

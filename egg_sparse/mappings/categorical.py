@@ -18,7 +18,7 @@ import entmax as entmax_library
 import torch
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.scores import check_scores, synchronise, working_copy
+from egg_sparse.mappings.scores import check_scores, synchronize, working_copy
 
 _COLUMNS = "V symbols"
 
@@ -216,7 +216,7 @@ def _distribution(
 
     largest_support = (probs.detach() > 0).sum(1).max()
     above_1 = torch.ones_like(largest_support) if alpha is None else (alpha.detach() > 1).all()
-    rows, alpha_is_valid = synchronise(finite, largest_support, above_1)
+    rows, alpha_is_valid = synchronize(finite, largest_support, above_1)
     if not alpha_is_valid:
         raise ValueError("alpha must be above 1 everywhere")
 

@@ -1,4 +1,4 @@
-"""What every mapping does with its scores: checks, precision, and the one synchronisation with the device."""
+"""Checks of scores, the dtypes of results, and the one synchronization with the device that a mapping needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from egg_sparse.mappings.arrays import native
+from egg_sparse.mappings.arrays import as_array
 
 
 class NotFiniteError(ValueError):
@@ -18,9 +18,9 @@ def check_scores(scores: torch.Tensor, columns: str, name: str = "scores") -> No
     """Raises TypeError or ValueError unless scores are floating point of shape (B, n), n >= 1.
 
     Args:
-        scores: what to check.
-        columns: what there is one score for, with its letter: "V symbols".
-        name: the name of the argument.
+        scores: the tensor to check.
+        columns: the letter for n and the meaning of the columns, such as "V symbols".
+        name: the argument's name in the error.
     """
     if not isinstance(scores, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(scores).__name__}")
@@ -32,60 +32,82 @@ def check_scores(scores: torch.Tensor, columns: str, name: str = "scores") -> No
 
 
 def working_copy(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores in at least float32, with 0 for what is not finite, and where they are finite.
+    """Scores in at least float32, with 0 in place of NaN and infinity, and a mask of the finite ones.
 
-    Not finite scores are refused by :func:`synchronise`; until then they must not make a computation fail.
+    :func:`synchronize` refuses scores that are not finite; until then they must not make a computation fail.
     """
     finite = torch.isfinite(scores.detach())
     return torch.where(finite, scores, 0).to(probability_type(scores)), finite
 
 
 def probability_type(scores: torch.Tensor) -> torch.dtype:
-    """The type of probabilities, and of all that is computed with: that of the scores, but at least float32."""
+    """The dtype of probabilities and of computations: the scores' dtype, but at least float32."""
     return torch.promote_types(scores.dtype, torch.float32)
 
 
 def message_type(scores: torch.Tensor) -> torch.dtype:
-    """The type of messages, which receivers read: that of the scores, but at least float32 under autocast."""
+    """The dtype of messages, which receivers read: the scores' dtype, but at least float32 under autocast."""
     return probability_type(scores) if torch.is_autocast_enabled(scores.device.type) else scores.dtype
 
 
-def synchronise_finite(x: torch.Tensor, number: torch.Tensor | None = None) -> int:
-    """The number, a zero-dimensional tensor, on the host; fewer steps than :func:`synchronise` where x is finite.
+def synchronize_finite(x: torch.Tensor, number: torch.Tensor | None = None) -> int:
+    """Checks that scores are finite, in the transfer of a number to the host; cheaper than :func:`synchronize`.
 
-    With None it is 0, and on the CPU there is no step of PyTorch's at all.
+    Args:
+        x: the scores.
+        number: a zero-dimensional tensor, or None for 0.
+
+    Returns:
+        The number.
 
     Raises:
-        ValueError: scores x are not.
+        ValueError: scores that are NaN or infinite.
     """
     if number is None:
-        values = native(x)
+        values = as_array(x)
         if isinstance(values, np.ndarray):
             if not np.isfinite(values).all():
-                synchronise(torch.isfinite(x))
+                synchronize(torch.isfinite(x))
             return 0
         number = x.new_zeros(())
     found = (number + 0 * x.sum()).item()  # NaN if a score is not finite, or if the sum of finite ones overflows
     if math.isfinite(found):
         return int(found)
-    return synchronise(torch.isfinite(x), number)[0]
+    return synchronize(torch.isfinite(x), number)[0]
 
 
-def synchronise(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "scores") -> list[int]:
-    """The numbers, zero-dimensional tensors, on the host, in one transfer with the check that all scores are finite."""
+def synchronize(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "scores") -> list[int]:
+    """Checks that scores are finite, in the transfer of numbers to the host.
+
+    Args:
+        finite: where scores are finite, bool.
+        numbers: zero-dimensional tensors.
+        name: the argument's name in the error.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: scores that are NaN or infinite.
+    """
     all_finite, *values = torch.stack([finite.all().long(), *(number.long() for number in numbers)]).tolist()
     if not all_finite:
         raise NotFiniteError(f"{name} must be finite: {int((~finite).sum())} of {finite.numel()} are NaN or infinite")
     return values
 
 
-def synchronise_sums(x: torch.Tensor, finite: torch.Tensor, name: str = "scores") -> None:
-    """The check that all scores are finite, and that sums of theirs (the last axis) are in the type of x.
+def synchronize_sums(x: torch.Tensor, finite: torch.Tensor, name: str = "scores") -> None:
+    """Checks that scores are finite, and that sums over their last axis do not overflow in the dtype of x.
+
+    Args:
+        x: the scores, in the dtype to compute with.
+        finite: where they are finite, bool.
+        name: the argument's name in the error.
 
     Raises:
-        ValueError: they are not.
+        ValueError: scores that are NaN or infinite, or sums that overflow.
     """
-    (in_range,) = synchronise(finite, torch.isfinite(4 * x.abs().sum(-1)).all(), name=name)
+    (in_range,) = synchronize(finite, torch.isfinite(4 * x.abs().sum(-1)).all(), name=name)
     if not in_range:
         raise ValueError(
             f"{name} must have sums within the range of {x.dtype}, got numbers up to {x.abs().max().item():g}"

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.arrays import wide
+from egg_sparse.mappings.arrays import widen
 from egg_sparse.mappings.order import ascending
-from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronise_finite
+from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronize_finite
 
 #: The largest k.
 MAX_K = 2**14
@@ -104,7 +104,7 @@ def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.
         [3.0, 2.5, 2.0]
     """
     x, scale, k = _prepare(scores, k)
-    synchronise_finite(x.detach())
+    synchronize_finite(x.detach())
     flips, costs = _cheapest_flips(x, k)
     values = (x.relu().sum(1) - costs.t()) / scale
     return _flipped(x.detach(), flips).to(message_type(scores)), values
@@ -144,7 +144,7 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
     # sparsemax does not change if the score of the best bit-vector is taken off all scores
     probs = _sparsemax_of_sorted(costs / -scale)
     positive = probs.detach() > 0
-    rows = synchronise_finite(x.detach(), positive.sum(1).max()) if len(probs) else 1
+    rows = synchronize_finite(x.detach(), positive.sum(1).max()) if len(probs) else 1
     flips = flips[:, :rows] * positive[:, :rows, None]  # padded rows flip nothing: they repeat the best bit-vector
     messages = _flipped(x.detach(), flips).to(message_type(scores))
     distribution = SparseDistribution(messages, probs[:, :rows].t(), validate_args=False)
@@ -194,7 +194,7 @@ def _cheapest_flips(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     x = F.pad(x, (1, 0))  # bit 0 costs nothing and has rank 0: it is the padding
     magnitudes = torch.where(x > 0, x, -x)  # the gradient at 0 is that of a bit that is off
     bits_by_rank = ascending(magnitudes.detach(), min(k, x.shape[1]))
-    costs_by_rank = wide(magnitudes.gather(1, bits_by_rank))
+    costs_by_rank = widen(magnitudes.gather(1, bits_by_rank))
     candidates = flip_candidates(k, x.shape[1] - 1, x.device)
     rows = costs_by_rank.detach().t().contiguous()
     costs = _sum(rows.index_select(0, ranks) for ranks in candidates.unbind(1)).t()
