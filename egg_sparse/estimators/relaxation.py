@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.families import BitVectors, Symbols
-from egg_sparse.estimators.score_function import sampled_from
-from egg_sparse.games.base import OneMessageGame, Option, of_first_row, one_of, reported
+from egg_sparse.estimators.score_function import Evaluation, sampling_distribution
+from egg_sparse.games.base import OneMessageGame, Option, expected_metrics, of_first_row, one_of
+from egg_sparse.games.strategies import Batch
 from egg_sparse.wrappers import check_temperature
 
 
@@ -19,17 +21,18 @@ class RelaxedWrapper(nn.Module):
     r"""Makes a sampler send relaxed messages, which have a gradient: Gumbel-Softmax, or binary concrete for bits.
 
     Args:
-        sender: an agent wrapped by :class:`egg_sparse.estimators.SymbolSampler` or
+        sender: the sampler: an agent wrapped by :class:`egg_sparse.estimators.SymbolSampler` or
             :class:`egg_sparse.estimators.BitVectorSampler`.
-        temperature: the relaxation's temperature; towards 0 messages become discrete and gradients large. A plain
-            attribute, that EGG's ``TemperatureUpdater`` and :class:`egg_sparse.callbacks.StepTemperature` anneal.
-        straight_through: discrete messages in the forward pass, the relaxation's gradient.
+        temperature: the relaxation's temperature, towards 0 of which messages become discrete and gradients large. It
+            is a plain attribute, which EGG's ``TemperatureUpdater`` and :class:`egg_sparse.callbacks.StepTemperature`
+            can anneal.
+        straight_through: whether messages are discrete in the forward pass, with the relaxation's gradient.
 
     It returns ``(B, V)`` for symbols and ``(B, D)`` for bits, and works in EGG's ``SymbolGameGS`` as well; in
-    evaluation mode it sends the most probable message.
+    evaluation mode it returns the most probable message.
 
     Raises:
-        TypeError, ValueError: the temperature is not above 0; a sender that is not wrapped.
+        TypeError, ValueError: the temperature is not above 0, or the sender is not wrapped.
 
     Example:
         >>> from egg_sparse.estimators import BitVectorSampler
@@ -53,10 +56,10 @@ class RelaxedWrapper(nn.Module):
     ) -> tuple[torch.Tensor, Symbols | BitVectors]:
         """The message, and the discrete distribution that it relaxes.
 
-        In evaluation mode the message is the most probable one, or one that is drawn if ``sampled``.
+        In evaluation mode the message is the most probable one, or a sample if ``sampled``.
         """
         check_temperature(self.temperature)
-        distribution = sampled_from(self.sender, sender_input, aux_input)
+        distribution = sampling_distribution(self.sender, sender_input, aux_input)
         if self.training:
             message = distribution.relaxed(self.temperature, self.straight_through)
         else:
@@ -68,21 +71,22 @@ class RelaxedWrapper(nn.Module):
 
 
 class SymbolGameRelaxed(OneMessageGame):
-    """A one-message game with relaxed messages and the exact entropy of the sender: biased, of low variance.
+    """A one-message game with relaxed messages and the exact entropy of the sender; its gradient is biased.
 
     Args:
-        sender: a :class:`RelaxedWrapper`.
-        receiver: reads relaxed messages: one-hot rows of symbols, or bits.
-        loss: as in :class:`egg_sparse.SymbolGameMarg`.
-        sender_entropy_coeff: the coefficient of the sender's entropy in nats, which is subtracted.
-        evaluation: what is played in evaluation mode: "greedy", the most probable message, or "sampled", a discrete
-            one that is drawn.
-        train_logging_strategy, test_logging_strategy: EGG's LoggingStrategy; everything is kept if None.
+        sender: the sender, a :class:`RelaxedWrapper`.
+        receiver: the receiver, which reads relaxed messages: one-hot rows of symbols, or bits.
+        loss: the loss, as in :class:`egg_sparse.SymbolGameMarg`.
+        sender_entropy_coeff: the coefficient of the sender's exact entropy in nats, which is subtracted.
+        evaluation: the discrete message that is played in evaluation mode: "greedy", the most probable one, or
+            "sampled".
+        train_logging_strategy: EGG's LoggingStrategy in training; None to keep everything.
+        test_logging_strategy: EGG's LoggingStrategy in evaluation; None to keep everything.
 
     The Interaction is that of SymbolGameMarg without ``support``.
 
     Raises:
-        TypeError: a sender that is not wrapped.
+        TypeError: the sender is not wrapped.
 
     Example:
         >>> from egg_sparse.estimators import SymbolSampler
@@ -98,7 +102,7 @@ class SymbolGameRelaxed(OneMessageGame):
         torch.Size([8, 100])
     """
 
-    evaluation = Option[str](one_of("greedy", "sampled"))
+    evaluation = Option[Evaluation](one_of(*get_args(Evaluation)))
 
     def __init__(
         self,
@@ -106,33 +110,38 @@ class SymbolGameRelaxed(OneMessageGame):
         receiver: nn.Module,
         loss: Callable,
         sender_entropy_coeff: float = 0.0,
-        evaluation: str = "greedy",
-        train_logging_strategy: Any = None,
-        test_logging_strategy: Any = None,
+        evaluation: Evaluation = "greedy",
+        train_logging_strategy: host.core.LoggingStrategy | None = None,
+        test_logging_strategy: host.core.LoggingStrategy | None = None,
     ) -> None:
         super().__init__(
-            sender_entropy_coeff,
-            train_logging_strategy=train_logging_strategy,
-            test_logging_strategy=test_logging_strategy,
+            train_logging_strategy,
+            test_logging_strategy,
+            sender_entropy_coeff=sender_entropy_coeff,
+            receiver_entropy_coeff=0.0,
+            strategy="auto",
+            chunk_size=None,
+            receiver_acts=None,
+            evaluation=evaluation,
         )
         if not isinstance(sender, RelaxedWrapper):
             raise TypeError(f"the sender must be a RelaxedWrapper, got {type(sender).__name__}")
-        self.evaluation = evaluation
         self.sender = sender
         self.receiver = receiver
         self.loss = loss
 
     def forward(
         self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
-    ) -> tuple[torch.Tensor, Any]:
+    ) -> tuple[torch.Tensor, host.core.Interaction]:
         message, relaxed = self.sender.with_distribution(sender_input, aux_input, self.evaluation == "sampled")
         probs = torch.ones_like(message[None, :, 0])
-        terms = SparseDistribution(message[None], probs, relaxed.vocab_size, validate_args=False)
-        game_round = self._round(terms, self.receiver, self.loss, sender_input, labels, receiver_input, aux_input)
-        played = self._played(terms, game_round, greedy=True)
-        expect = of_first_row(terms)
-        losses, entropy = expect(played.values["loss"]), relaxed.entropy()
-        aux = {"sender_entropy": entropy, "receiver_calls": played.receiver_calls.to(losses.dtype)}
+        sent = SparseDistribution(message[None], probs, relaxed.vocab_size, validate_args=False)
+        batch = Batch(sender_input, labels, receiver_input, aux_input)
+        call = self._receiver_call(sent, self.receiver, self.loss, batch)
+        outcome = self._play(sent, call, greedy=True)
+        expect = of_first_row(sent)
+        losses, entropy = expect(outcome.loss), relaxed.entropy()
+        metrics = {"sender_entropy": entropy, "receiver_calls": outcome.receiver_calls.to(losses.dtype)}
         return losses.mean() - self.sender_entropy_coeff * entropy.mean(), self._interaction(
-            message, game_round, played, losses, reported(played, expect), aux
+            message, call, outcome, losses, expected_metrics(outcome, expect), metrics
         )

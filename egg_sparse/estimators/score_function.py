@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.families import BitVectors, Symbols
-from egg_sparse.games.base import OneMessageGame, Option, check_count, one_of, reported
+from egg_sparse.games.base import OneMessageGame, Option, check_count, expected_metrics, one_of
+from egg_sparse.games.strategies import Batch, Outcome, Strategy
 
-BASELINES = ("none", "running_mean", "sample", "leave_one_out")
+Baseline = Literal["none", "running_mean", "sample", "leave_one_out"]
+Evaluation = Literal["greedy", "sampled"]
+
+
+def _check_baseline(name: str, value: Any) -> None:
+    if value not in get_args(Baseline):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(Baseline))}, or a module, got {value!r}")
 
 
 class NeuralBaseline(nn.Module):
     """A network that predicts the loss from the sender's input, for NVIL: three hidden layers, as in the paper's code.
 
     Args:
-        input_size: features of an example, after flattening.
-        hidden_size: units of each hidden layer.
-        select: what it sees of the sender's input, ``(B, ...)``; all of it if None.
+        input_size: the number of features of an example, after flattening.
+        hidden_size: the number of units of each hidden layer.
+        select: the function from the sender's input to the features ``(B, ...)``; None for the whole input.
 
     Source: Mnih and Gregor, "Neural Variational Inference and Learning in Belief Networks" (ICML 2014).
     """
@@ -40,8 +48,8 @@ class NeuralBaseline(nn.Module):
         )
 
     def forward(self, sender_input: Any) -> torch.Tensor:
-        seen = sender_input if self.select is None else self.select(sender_input)
-        return self.layers(seen.flatten(1))[:, 0]
+        features = sender_input if self.select is None else self.select(sender_input)
+        return self.layers(features.flatten(1))[:, 0]
 
 
 class SymbolGameScoreFunction(OneMessageGame):
@@ -52,26 +60,26 @@ class SymbolGameScoreFunction(OneMessageGame):
     unbiased for any baseline b that does not depend on the message m.
 
     Args:
-        sender: returns a distribution over messages: an agent wrapped by
+        sender: the sender, which returns a distribution over messages: an agent wrapped by
             :class:`egg_sparse.estimators.SymbolSampler` or :class:`egg_sparse.estimators.BitVectorSampler`.
-        receiver, loss: as in :class:`egg_sparse.SymbolGameMarg`.
-        baseline: b above. "none"; "running_mean" of the losses so far; "sample", the loss of a second message of the
-            same example (self-critic, "SFE+" in the paper: one more receiver call); "leave_one_out", the mean loss
-            of the example's other samples (RLOO), for ``n_samples`` of at least 2; or a module that is given the
-            sender's input and returns ``(B,)`` (NVIL): its squared error is added to the loss.
-        n_samples: messages per example and step.
+        receiver: the receiver, as in :class:`egg_sparse.SymbolGameMarg`.
+        loss: the loss, as in :class:`egg_sparse.SymbolGameMarg`.
+        baseline: the baseline b: "none"; "running_mean", the mean of all losses so far; "sample", the loss of a second
+            message of the same example (self-critic, "SFE+" in the paper), at one more receiver call; "leave_one_out",
+            the mean loss of the example's other samples (RLOO), for ``n_samples`` of at least 2; or a module from the
+            sender's input to ``(B,)`` (NVIL), whose squared error is added to the loss.
+        n_samples: the number of messages per example and step.
         sender_entropy_coeff: the coefficient of the sender's exact entropy in nats, which is subtracted.
-        receiver_entropy_coeff: the same for a receiver that acts, wrapped by EGG's ReinforceWrapper.
-        strategy, chunk_size, receiver_acts, train_logging_strategy, test_logging_strategy: as in SymbolGameMarg.
-        evaluation: what is played in evaluation mode: "greedy", the most probable message, or "sampled", one that is
-            drawn.
+        receiver_entropy_coeff: the coefficient of the entropy of a receiver that acts; 0 for any other.
+        strategy, chunk_size, receiver_acts, train_logging_strategy, test_logging_strategy: options, as in
+            SymbolGameMarg.
+        evaluation: the message that is played in evaluation mode: "greedy", the most probable one, or "sampled".
 
-    The Interaction is that of SymbolGameMarg, with a sampled
-    message in training, without ``support``, and with ``baseline`` in aux; ``receiver_calls`` counts messages that
-    the receiver was given in training.
+    The Interaction is that of SymbolGameMarg, with a sampled message in training, without ``support``, and with
+    ``baseline`` in aux; ``receiver_calls`` counts the messages that the receiver was given in training.
 
     Raises:
-        TypeError, ValueError: an option is none of the above; a sender that is not wrapped.
+        TypeError, ValueError: an option is none of the above, or the sender is not wrapped.
 
     Example:
         >>> from egg_sparse.estimators import SymbolSampler
@@ -91,7 +99,8 @@ class SymbolGameScoreFunction(OneMessageGame):
     "leave_one_out" Kool, van Hoof and Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!" (ICLR 2019).
     """
 
-    evaluation = Option[str](one_of("greedy", "sampled"))
+    evaluation = Option[Evaluation](one_of(*get_args(Evaluation)))
+    baseline = Option["Baseline | nn.Module"](_check_baseline)
     n_samples = Option[int](lambda name, value: check_count(name, value, optional=False))
 
     mean_loss: torch.Tensor
@@ -102,41 +111,35 @@ class SymbolGameScoreFunction(OneMessageGame):
         sender: nn.Module,
         receiver: nn.Module,
         loss: Callable,
-        baseline: str | nn.Module = "running_mean",
+        baseline: Baseline | nn.Module = "running_mean",
         n_samples: int = 1,
         sender_entropy_coeff: float = 0.0,
         receiver_entropy_coeff: float = 0.0,
-        strategy: str = "auto",
+        strategy: Strategy = "auto",
         chunk_size: int | None = None,
-        evaluation: str = "greedy",
-        train_logging_strategy: Any = None,
-        test_logging_strategy: Any = None,
+        evaluation: Evaluation = "greedy",
+        train_logging_strategy: host.core.LoggingStrategy | None = None,
+        test_logging_strategy: host.core.LoggingStrategy | None = None,
         receiver_acts: bool | None = None,
     ) -> None:
         super().__init__(
-            sender_entropy_coeff,
-            receiver_entropy_coeff,
-            strategy,
-            chunk_size,
             train_logging_strategy,
             test_logging_strategy,
-            receiver_acts,
+            sender_entropy_coeff=sender_entropy_coeff,
+            receiver_entropy_coeff=receiver_entropy_coeff,
+            strategy=strategy,
+            chunk_size=chunk_size,
+            receiver_acts=receiver_acts,
+            evaluation=evaluation,
+            n_samples=n_samples,
         )
-        if not isinstance(baseline, nn.Module) and baseline not in BASELINES:
-            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, or a module, got {baseline!r}")
-        self.evaluation = evaluation
         self.sender = sender
         self.receiver = receiver
         self.loss = loss
         self.baseline = baseline
-        self.n_samples = n_samples
         self._check_samples()
         self.register_buffer("mean_loss", torch.zeros(()))
         self.register_buffer("n_losses", torch.zeros((), dtype=torch.long))
-
-    def _check_samples(self) -> None:
-        if self.baseline == "leave_one_out" and self.n_samples < 2:
-            raise ValueError(f'baseline "leave_one_out" needs n_samples of at least 2, got {self.n_samples}')
 
     def extra_repr(self) -> str:
         name = "network" if isinstance(self.baseline, nn.Module) else self.baseline
@@ -144,54 +147,57 @@ class SymbolGameScoreFunction(OneMessageGame):
 
     def forward(
         self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None
-    ) -> tuple[torch.Tensor, Any]:
+    ) -> tuple[torch.Tensor, host.core.Interaction]:
         self._check_samples()
-        distribution = sampled_from(self.sender, sender_input, aux_input)
-        game_round = self._round(
-            distribution, self.receiver, self.loss, sender_input, labels, receiver_input, aux_input
-        )
+        distribution = sampling_distribution(self.sender, sender_input, aux_input)
+        batch = Batch(sender_input, labels, receiver_input, aux_input)
+        call = self._receiver_call(distribution, self.receiver, self.loss, batch)
 
-        def play(messages: torch.Tensor) -> tuple[SparseDistribution, Any]:
-            rows, batch = messages.shape[:2]
-            probs = torch.full((rows, batch), 1 / rows, device=messages.device)
-            terms = SparseDistribution(messages, probs, distribution.vocab_size, validate_args=False)
-            return terms, self._played(terms, game_round)
+        def play(messages: torch.Tensor) -> tuple[SparseDistribution, Outcome]:
+            """The samples, as a uniform distribution, and their outcome."""
+            rows, size = messages.shape[:2]
+            probs = torch.full((rows, size), 1 / rows, device=messages.device)
+            samples = SparseDistribution(messages, probs, distribution.vocab_size, validate_args=False)
+            return samples, self._play(samples, call)
 
         with torch.no_grad():
             n_samples = self.n_samples if self.training else int(self.evaluation == "sampled")
             messages = distribution.sample((n_samples,)) if n_samples else distribution.mode[None]
-        terms, played = play(messages)
-        losses = played.values["loss"]
-        entropy = distribution.entropy()
+        samples, outcome = play(messages)
+        losses, entropy = outcome.loss, distribution.entropy()
         optimized_loss = losses.mean() - self.sender_entropy_coeff * entropy.mean()
-        aux = {}
+        metrics = {}
         log_prob = distribution.log_prob(messages)
-        if "receiver_log_prob" in played.values:
-            log_prob = log_prob + played.values["receiver_log_prob"]
-            aux["receiver_entropy"] = terms.expectation(played.values["receiver_entropy"])
-            optimized_loss = optimized_loss - self.receiver_entropy_coeff * aux["receiver_entropy"].mean()
-        calls = played.receiver_calls
+        if outcome.acts:
+            log_prob = log_prob + outcome.values["receiver_log_prob"]
+            metrics["receiver_entropy"] = samples.expectation(outcome.values["receiver_entropy"])
+            optimized_loss = optimized_loss - self.receiver_entropy_coeff * metrics["receiver_entropy"].mean()
+        receiver_calls = outcome.receiver_calls
         if self.training:
-            baseline, error, more_calls = self._baseline(losses.detach(), sender_input, distribution, play)
-            calls = calls + more_calls
+            baseline, baseline_loss, more_calls = self._baseline(losses.detach(), sender_input, distribution, play)
+            receiver_calls = receiver_calls + more_calls
             policy_loss = (losses.detach() - baseline) * log_prob
-            optimized_loss = optimized_loss + policy_loss.mean() + error
-            aux["baseline"] = baseline.mean(0).expand(losses.shape[1])
-        aux["sender_entropy"] = entropy
-        aux["receiver_calls"] = calls.to(losses.dtype)
+            optimized_loss = optimized_loss + policy_loss.mean() + baseline_loss
+            metrics["baseline"] = baseline.mean(0).expand(losses.shape[1])
+        metrics["sender_entropy"] = entropy
+        metrics["receiver_calls"] = receiver_calls.to(losses.dtype)
         return optimized_loss, self._interaction(
             messages[0],
-            game_round,
-            played,
-            terms.expectation(losses),
-            reported(played, terms.expectation),
-            aux,
+            call,
+            outcome,
+            samples.expectation(losses),
+            expected_metrics(outcome, samples.expectation),
+            metrics,
         )
+
+    def _check_samples(self) -> None:
+        if self.baseline == "leave_one_out" and self.n_samples < 2:
+            raise ValueError(f'baseline "leave_one_out" needs n_samples of at least 2, got {self.n_samples}')
 
     def _baseline(
         self, losses: torch.Tensor, sender_input: Any, distribution: Symbols | BitVectors, play: Callable
     ) -> tuple[torch.Tensor, torch.Tensor | float, int]:
-        """The baseline, that broadcasts with losses (K, B), its own loss, and how many calls it took."""
+        """The baseline, which broadcasts with losses ``(K, B)``; its own loss; and the receiver calls that it took."""
         if isinstance(self.baseline, nn.Module):
             predicted = self.baseline(sender_input)
             if predicted.shape != losses.shape[1:]:
@@ -202,22 +208,24 @@ class SymbolGameScoreFunction(OneMessageGame):
             return predicted.detach()[None], (losses - predicted).square().mean(), 0
         if self.baseline == "sample":
             with torch.no_grad():
-                _, played = play(distribution.sample((1,)))
-            return played.values["loss"], 0.0, 1
+                _, outcome = play(distribution.sample((1,)))
+            return outcome.loss, 0.0, 1
         if self.baseline == "leave_one_out":
             return (losses.sum(0) - losses) / (len(losses) - 1), 0.0, 0
         if self.baseline == "none":
             return torch.zeros_like(losses[:1]), 0.0, 0
-        if self.baseline != "running_mean":
-            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, or a module, got {self.baseline!r}")
         baseline = self.mean_loss.clone().expand(1, losses.shape[1])
         self.n_losses += 1
         self.mean_loss += (losses.mean() - self.mean_loss) / self.n_losses
         return baseline, 0.0, 0
 
 
-def sampled_from(sender: Callable, sender_input: Any, aux_input: Any) -> Symbols | BitVectors:
-    """The sender's distribution, checked."""
+def sampling_distribution(sender: Callable, sender_input: Any, aux_input: Any) -> Symbols | BitVectors:
+    """The sender's distribution.
+
+    Raises:
+        TypeError: the sender returns no distribution to sample from.
+    """
     distribution = sender(sender_input, aux_input)
     if not isinstance(distribution, (Symbols, BitVectors)):
         raise TypeError(

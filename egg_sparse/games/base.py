@@ -1,4 +1,4 @@
-"""What the games of one message per example share, whether they sum over messages or sample them."""
+"""The base of the games of one message per example, which sum over messages or sample them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, get_args, overload
 
 import torch
 from torch import nn
@@ -14,16 +14,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.games import strategies
+from egg_sparse.games.strategies import Batch, Outcome, ReceiverCall, Strategy, play, play_automatically
 
 T = TypeVar("T")
 
 
 class Option(Generic[T]):
-    """An attribute that is checked whenever it is set, also after construction.
+    """An attribute that is checked whenever it is set, during construction and afterwards.
 
     Args:
-        check: called with the attribute's name and value; raises TypeError or ValueError.
+        check: the function that is called with the attribute's name and value, and raises TypeError or ValueError.
     """
 
     def __init__(self, check: Callable[[str, Any], None]) -> None:
@@ -57,7 +57,7 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_count(name: str, value: Any, optional: bool = True) -> None:
-    """Raises TypeError or ValueError unless the option is a positive whole number, or None if it is optional."""
+    """Raises TypeError or ValueError unless the option is a positive integer, or None if ``optional``."""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -67,7 +67,7 @@ def check_count(name: str, value: Any, optional: bool = True) -> None:
 
 
 def one_of(*allowed: Any) -> Callable[[str, Any], None]:
-    """A check that raises ValueError unless the option is one of these."""
+    """A check that raises ValueError unless the option is one of the allowed values."""
 
     def check(name: str, value: Any) -> None:
         if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
@@ -78,24 +78,24 @@ def one_of(*allowed: Any) -> Callable[[str, Any], None]:
 
 
 class ByIdentity(Generic[T]):
-    """Values of objects, found by identity, not equality, and forgotten when the object is.
+    """A mapping from objects, compared by identity, to values, which lives no longer than the objects.
 
     A copy is empty, since a copied game has agents of its own.
 
     Args:
-        default: makes the value of an object that is new.
+        default: the function that makes the value of a new object.
     """
 
     def __init__(self, default: Callable[[], T]) -> None:
         self._default = default
         self._values = WeakIdKeyDictionary()
-        self._kept: dict[int, tuple[Any, T]] = {}  # of objects that cannot be referred to weakly
+        self._strong: dict[int, tuple[Any, T]] = {}  # for objects that cannot be referred to weakly
 
     def __getitem__(self, key: Any) -> T:
         try:
             return self._values.setdefault(key, self._default())
         except TypeError:
-            return self._kept.setdefault(id(key), (key, self._default()))[1]
+            return self._strong.setdefault(id(key), (key, self._default()))[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ByIdentity, (self._default,)
@@ -106,14 +106,14 @@ class KnownLoss:
     """What a game has found out about a loss, with one receiver.
 
     Attributes:
-        uncoupled: the modes of the game, training or not, in which no example's loss depends on others' messages.
-        attempts: the number of times that this could not be told.
-        looks: the number of steps in which it was looked at what it reports as one number per batch.
+        uncoupled_modes: the modes of the game (``training``) in which examples are independent of others' messages.
+        coupling_checks: the number of checks that could not tell whether they are.
+        average_checks: the number of steps in which the metrics without a value per example were checked.
     """
 
-    uncoupled: set[bool] = field(default_factory=set)
-    attempts: int = 0
-    looks: int = 0
+    uncoupled_modes: set[bool] = field(default_factory=set)
+    coupling_checks: int = 0
+    average_checks: int = 0
 
 
 @dataclass
@@ -121,145 +121,131 @@ class KnownReceiver:
     """What a game has found out about a receiver.
 
     Attributes:
-        strategies: the strategy that "auto" plays it with, in training and in evaluation mode.
-        vocab_sizes: the vocabularies that it is known to read.
-        losses: the losses that it has been played with.
+        strategies: the strategy that "auto" has chosen, per mode of the receiver (``training``).
+        vocab_sizes: the sizes of the vocabularies that the receiver is known to read.
+        losses: what is known of the losses that it has been played with.
     """
 
-    strategies: dict[bool | None, str | None] = field(default_factory=dict)
+    strategies: dict[bool | None, Strategy | None] = field(default_factory=dict)
     vocab_sizes: set[int | None] = field(default_factory=set)
     losses: ByIdentity[KnownLoss] = field(default_factory=lambda: ByIdentity(KnownLoss))
 
 
 class OneMessageGame(nn.Module):
-    """What games of one message per example share: how messages are played, and what is logged.
+    """The base of the games of one message per example: options, playing messages, and Interactions.
 
-    A subclass finds out which messages to play, and makes a loss of theirs.
+    A subclass chooses the messages to play, and makes one loss of their losses.
+
+    Args:
+        train_logging_strategy: EGG's LoggingStrategy in training; None to keep everything.
+        test_logging_strategy: EGG's LoggingStrategy in evaluation; None to keep everything.
+        options: the values of the class's :class:`Option` attributes.
     """
 
     sender_entropy_coeff = Option[float](check_number)
     receiver_entropy_coeff = Option[float](check_number)
-    strategy = Option[str](one_of(*strategies.STRATEGIES))
+    strategy = Option[Strategy](one_of(*get_args(Strategy)))
     chunk_size = Option["int | None"](check_count)
     receiver_acts = Option["bool | None"](one_of(None, True, False))
 
     def __init__(
         self,
-        sender_entropy_coeff: float = 0.0,
-        receiver_entropy_coeff: float = 0.0,
-        strategy: str = "auto",
-        chunk_size: int | None = None,
-        train_logging_strategy: Any = None,
-        test_logging_strategy: Any = None,
-        receiver_acts: bool | None = None,
+        train_logging_strategy: host.core.LoggingStrategy | None,
+        test_logging_strategy: host.core.LoggingStrategy | None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.sender_entropy_coeff = sender_entropy_coeff
-        self.receiver_entropy_coeff = receiver_entropy_coeff
-        self.strategy = strategy
-        self.chunk_size = chunk_size
-        self.receiver_acts = receiver_acts
+        for name, value in options.items():
+            setattr(self, name, value)
         self.train_logging_strategy = train_logging_strategy or host.core.LoggingStrategy()
         self.test_logging_strategy = test_logging_strategy or host.core.LoggingStrategy()
         self._known_receivers = ByIdentity(KnownReceiver)
 
     @property
-    def _logging_strategy(self) -> Any:
+    def _logging_strategy(self) -> host.core.LoggingStrategy:
         return self.train_logging_strategy if self.training else self.test_logging_strategy
 
-    def _round(
-        self,
-        distribution: Any,
-        receiver: Callable,
-        loss: Callable,
-        sender_input: Any,
-        labels: Any,
-        receiver_input: Any,
-        aux_input: Any,
-    ) -> strategies.Round:
-        """A batch, to be played with messages of the distribution."""
+    def _receiver_call(self, distribution: Any, receiver: Callable, loss: Callable, batch: Batch) -> ReceiverCall:
+        """The call of receiver and loss for messages of the distribution."""
         if not distribution.batch_shape.numel():
             raise ValueError("the batch is empty: a game needs at least one example")
-        return strategies.Round(
+        return ReceiverCall(
             receiver,
             loss,
-            sender_input,
-            labels,
-            receiver_input,
-            aux_input,
+            batch,
             acts=True if host.is_acting(receiver) and self.receiver_acts is None else self.receiver_acts,
             keep_output=self._logging_strategy.store_receiver_output,
             vocab_size=getattr(distribution, "vocab_size", None),
         )
 
-    def _played(
-        self, terms: SparseDistribution, game_round: strategies.Round, greedy: bool = False
-    ) -> strategies.Played:
-        """Receiver and loss of all rows of the terms, or of the first one if ``greedy``."""
-        known = self._known_receivers[game_round.receiver]
-        game_round.first = game_round.vocab_size not in known.vocab_sizes
-        greedy = greedy or len(terms.probs) == 1
+    def _play(self, distribution: SparseDistribution, call: ReceiverCall, greedy: bool = False) -> Outcome:
+        """Plays the support of the distribution, or only its most probable messages if ``greedy``."""
+        known = self._known_receivers[call.receiver]
+        call.is_first = call.vocab_size not in known.vocab_sizes
+        greedy = greedy or len(distribution.probs) == 1
         if self.strategy != "auto" or greedy:
-            played = strategies.play(terms, game_round, self.strategy, self.chunk_size, greedy)
+            outcome = play(distribution, call, self.strategy, self.chunk_size, greedy)
         else:
-            mode = getattr(game_round.receiver, "training", None)
-            played, known.strategies[mode] = strategies.play_automatically(
-                terms, game_round, known.strategies.get(mode), self.chunk_size
+            mode = getattr(call.receiver, "training", None)
+            outcome, known.strategies[mode] = play_automatically(
+                distribution, call, known.strategies.get(mode), self.chunk_size
             )
-        known.vocab_sizes.add(game_round.vocab_size)
-        game_round.first = False
-        if "receiver_log_prob" not in played.values and self.receiver_entropy_coeff:
+        known.vocab_sizes.add(call.vocab_size)
+        call.is_first = False
+        if self.receiver_entropy_coeff and not outcome.acts:
             raise ValueError(
                 "receiver_entropy_coeff must be 0 for a deterministic receiver; one that returns (action, log_prob, "
                 "entropy), wrapped by EGG's ReinforceWrapper or in a game with receiver_acts=True, has an entropy; "
                 f"got {self.receiver_entropy_coeff}"
             )
-        return played
+        return outcome
 
     def _interaction(
         self,
         message: torch.Tensor,
-        game_round: strategies.Round,
-        played: strategies.Played,
+        call: ReceiverCall,
+        outcome: Outcome,
         losses: torch.Tensor,
-        of_loss: dict[str, torch.Tensor],
-        of_game: dict[str, torch.Tensor],
-    ) -> Any:
-        """What is logged of a batch.
+        loss_metrics: dict[str, torch.Tensor],
+        game_metrics: dict[str, torch.Tensor],
+    ) -> host.core.Interaction:
+        """The Interaction of a batch.
 
         Args:
             message: the most probable, or the sampled, message of every example.
-            game_round: the batch.
-            played: what came of it.
+            call: the call of receiver and loss.
+            outcome: its outcome.
             losses: the loss of every example, without entropies.
-            of_loss: the metrics that the loss reported.
-            of_game: the metrics that the game adds.
+            loss_metrics: the metrics that the loss reports.
+            game_metrics: the metrics that the game adds.
         """
-        of_game = {"task_loss": losses, **of_game}
-        is_vector = message.dim() > 1 and game_round.vocab_size is None
-        for name in of_loss:
-            if name in of_game:
+        game_metrics = {"task_loss": losses, **game_metrics}
+        for name in loss_metrics:
+            if name in game_metrics:
                 raise ValueError(f"the loss must not report {name!r}, which the game reports itself: rename it")
+        length = message.shape[1] if message.dim() > 1 and call.vocab_size is None else 1.0
         return self._logging_strategy.filtered_interaction(
-            sender_input=game_round.sender_input,
-            receiver_input=game_round.receiver_input,
-            labels=game_round.labels,
-            aux_input=game_round.aux_input,
+            sender_input=call.batch.sender_input,
+            receiver_input=call.batch.receiver_input,
+            labels=call.batch.labels,
+            aux_input=call.batch.aux_input,
             message=message.detach(),
-            receiver_output=None if played.receiver_output is None else played.receiver_output.detach(),
-            message_length=torch.full((len(message),), message.shape[1] if is_vector else 1.0, device=message.device),
-            aux={name: value.detach() for name, value in {**of_loss, **of_game}.items()},
+            receiver_output=None if outcome.receiver_output is None else outcome.receiver_output.detach(),
+            message_length=torch.full((len(message),), length, device=message.device),
+            aux={name: value.detach() for name, value in {**loss_metrics, **game_metrics}.items()},
         )
 
 
-def reported(played: strategies.Played, expect: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the loss reported under any name, as an expectation over rows."""
+def expected_metrics(outcome: Outcome, expect: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The expectations ``(B, ...)`` of the metrics that the loss reports."""
     with torch.no_grad():
         return {
-            name.removeprefix("aux/"): expect(value) for name, value in played.values.items() if name.startswith("aux/")
+            name.removeprefix("aux/"): expect(value)
+            for name, value in outcome.values.items()
+            if name.startswith("aux/")
         }
 
 
-def of_first_row(terms: SparseDistribution) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function of values ``(K, B, ...)`` that returns those of the first row, in the type of their expectation."""
-    return lambda values: values[0].to(torch.promote_types(values.dtype, terms.probs.dtype))
+def of_first_row(distribution: SparseDistribution) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from values ``(K, B, ...)`` to those of the first row, of the type that an expectation would have."""
+    return lambda values: values[0].to(torch.promote_types(values.dtype, distribution.probs.dtype))

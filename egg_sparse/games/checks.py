@@ -1,4 +1,4 @@
-"""What a receiver and a loss may return, and whether the sum over an example's own messages is its expected loss."""
+"""Checks of what a receiver and a loss return, and of whether examples are independent of each other's messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from egg_sparse.games.snapshot import Snapshot
 
 
 def looks_like_action(output: Any) -> bool:
-    """Whether a receiver's output has the shape of (action, log-probability, entropy)."""
+    """Whether a receiver's output has the form of (action, log-probability, entropy)."""
     return (
         isinstance(output, tuple)
         and len(output) == 3
@@ -26,7 +26,7 @@ def looks_like_action(output: Any) -> bool:
 
 
 def warn_of_possible_action() -> None:
-    """Warns that a receiver's three tensors go to the loss as they are."""
+    """Warns that the three tensors of a receiver's output are not taken for (action, log-probability, entropy)."""
     warnings.warn(
         "the receiver returns three tensors, which go to the loss as they are; give the game receiver_acts=True if "
         "they are (action, log-probability, entropy), or False to silence this",
@@ -38,7 +38,7 @@ def warn_of_possible_action() -> None:
 def unpacked_action(output: Any, size: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """The action of a receiver that acts, its log-probability ``(B,)`` and its entropy ``(B,)``.
 
-    Of several actions per example, the log-probability is that of all together, the entropy their mean.
+    If there are several actions per example, the log-probability is their joint one, and the entropies are averaged.
     """
     if not (isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, torch.Tensor) for part in output)):
         raise TypeError(
@@ -56,6 +56,7 @@ def unpacked_action(output: Any, size: int) -> tuple[Any, torch.Tensor, torch.Te
 
 
 def check_loss(loss: Any, size: int) -> None:
+    """Raises TypeError or ValueError unless the loss is a tensor ``(size,)``."""
     if not isinstance(loss, torch.Tensor):
         raise TypeError(f"the loss must return a tensor of losses per example, got {type(loss).__name__}")
     if loss.dim() == 0:
@@ -64,28 +65,33 @@ def check_loss(loss: Any, size: int) -> None:
             '(for the losses of torch.nn.functional, give reduction="none")'
         )
     if loss.shape != (size,):
-        views = (
-            ": of several views of an example, as NTXent has, return the mean, and take negatives from the inputs, not "
-            "from messages"
+        remedy = (
+            ": for several views of an example, as in NTXent, return their mean, and take negatives from the inputs, "
+            "not from messages"
         )
-        several = loss.dim() == 1 and len(loss) > size and len(loss) % size == 0
+        has_views = loss.dim() == 1 and len(loss) > size and len(loss) % size == 0
         raise ValueError(
             f"the loss must return one value per example, of shape ({size},), but returned shape {tuple(loss.shape)}"
-            f"{views * several}"
+            f"{remedy * has_views}"
         )
 
 
-def per_example(name: str, value: Any, size: int, device: torch.device, of_pairs: bool) -> torch.Tensor:
-    """What the loss reported under a name, with the examples on axis 0.
+def is_per_example(value: Any, size: int) -> TypeGuard[torch.Tensor]:
+    """Whether a metric has one value per example, which an accuracy that is a mean over the batch has not."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == size
 
-    What has no value per example, such as an average over the batch, stands there once for every example. Of pairs of
-    examples and messages there is no such average: how many there are of an example depends on its support.
+
+def expanded_metric(name: str, value: Any, size: int, device: torch.device, is_gathered: bool) -> torch.Tensor:
+    """A metric of the loss with the examples on axis 0; a metric without that axis is repeated for every example.
+
+    Gathered (message, example) pairs allow no average over the batch, since an example occurs once for each of its
+    messages.
     """
     if not isinstance(value, (torch.Tensor, numbers.Real)):
         raise TypeError(f"the loss must report tensors or numbers, but {name} is a {type(value).__name__}")
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == size:
+    if is_per_example(value, size):
         return value
-    if of_pairs:
+    if is_gathered:
         got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"the number {value}"
         raise ValueError(
             f"strategy gather needs one value of {name} per example, but the loss, which gets {size} pairs of examples "
@@ -98,13 +104,8 @@ def per_example(name: str, value: Any, size: int, device: torch.device, of_pairs
     return value.expand(size, *value.shape)
 
 
-def is_per_batch(value: Any, size: int) -> bool:
-    """Whether what the loss reported has no value per example, such as an accuracy that is a mean over the batch."""
-    return not (isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == size)
-
-
 def warn_of_averages(names: list[str]) -> None:
-    """Warns that the loss reports these as numbers per batch, whose expectation is approximate."""
+    """Warns that the expectations of these metrics, of which the loss reports one value per batch, are approximate."""
     warnings.warn(
         f"the loss reports {', '.join(names)} as one number per batch, whose expected value is an approximation: "
         "return one value per example",
@@ -113,48 +114,49 @@ def warn_of_averages(names: list[str]) -> None:
     )
 
 
-_OF_ANOTHER_FORMAT = re.compile(r"cannot be multiplied|not implemented for '(Long|Int)'|scalar type|dtype|as indices")
+_FORMAT_ERROR = re.compile(r"cannot be multiplied|not implemented for '(Long|Int)'|scalar type|dtype|as indices")
 
 
 @contextmanager
 def explained_format_error(messages: torch.Tensor) -> Iterator[None]:
-    """Says which format the messages have if an operation of the receiver or the loss seems to need the other."""
+    """A context that explains errors which say that the receiver or the loss needs messages of the other format."""
     try:
         yield
     except (RuntimeError, IndexError) as error:
-        if not _OF_ANOTHER_FORMAT.search(str(error)):
+        if not _FORMAT_ERROR.search(str(error)):
             raise
-        given, other, name = "symbol ids", "one-hot rows", "one_hot"
+        sent, needed, message_format = "symbol ids", "one-hot rows", "one_hot"
         if messages.is_floating_point():
-            given, other, name = "vectors", "symbol ids", "index"
+            sent, needed, message_format = "vectors", "symbol ids", "index"
         raise ValueError(
-            f"with {given} as messages the receiver or the loss failed: {error}; if it needs {other}, give the "
-            f'sender\'s wrapper message_format="{name}"'
+            f"with {sent} as messages the receiver or the loss failed: {error}; if it needs {needed}, give the "
+            f'sender\'s wrapper message_format="{message_format}"'
         ) from error
 
 
 @contextmanager
 def checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | None) -> Iterator[None]:
-    """Raises ValueError if the layer of the receiver that reads the message cannot read every message of the
-    sender, also where the symbols that it lacks do not occur in this batch.
+    """A context that raises ValueError if the layer of the receiver that reads the message does not cover all symbols.
+
+    It does so whether or not the batch contains the symbols that the layer lacks.
     """
     if vocab_size is None or not isinstance(receiver, nn.Module):
         yield
         return
-    symbols = not message.is_floating_point()
+    has_symbol_ids = not message.is_floating_point()
 
     def check(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not inputs or not _is_view(inputs[0], message):
             return
         if isinstance(layer, nn.Linear):
-            if symbols:
+            if has_symbol_ids:
                 raise ValueError(
                     f"the receiver reads its message with {layer}, which needs one-hot messages, but gets symbol "
                     'ids: give the sender\'s wrapper message_format="one_hot"'
                 )
             covered = layer.in_features
         elif isinstance(layer, nn.Embedding):
-            if not symbols and type(layer) is nn.Embedding:
+            if not has_symbol_ids and type(layer) is nn.Embedding:
                 raise ValueError(
                     f"the receiver reads its message with {layer}, which needs symbol ids, but gets one-hot messages: "
                     'give the sender\'s wrapper message_format="index"'
@@ -162,7 +164,7 @@ def checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | N
             covered = layer.num_embeddings
         else:
             return
-        if covered < vocab_size or (covered != vocab_size and not symbols):
+        if covered < vocab_size or (covered != vocab_size and not has_symbol_ids):
             raise ValueError(
                 f"the sender's vocabulary has {vocab_size} symbols, but the receiver reads them with {layer}, "
                 f"which covers {covered}"
@@ -179,6 +181,7 @@ def checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | N
 
 @contextmanager
 def explained_index_error(vocab_size: int | None) -> Iterator[None]:
+    """A context that explains an IndexError of the receiver by the symbols that it must be able to read."""
     try:
         yield
     except IndexError as error:
@@ -201,7 +204,7 @@ def _is_view(tensor: Any, message: torch.Tensor) -> bool:
 
 
 def batch_norms(receiver: Any) -> list[_BatchNorm]:
-    """The layers that make an example's output depend on the other examples, and on their messages."""
+    """The BatchNorm layers that normalize with the statistics of the batch."""
     if not isinstance(receiver, nn.Module):
         return []
     return [
@@ -212,7 +215,7 @@ def batch_norms(receiver: Any) -> list[_BatchNorm]:
 
 
 def warn_of_batch_norms(layers: list[_BatchNorm]) -> None:
-    """Warns of :func:`batch_norms`, if there are any."""
+    """Warns that these layers, if there are any, make the expected loss approximate."""
     if layers:
         warnings.warn(
             f"{type(layers[0]).__name__} in training normalizes an example by the messages of the other examples in "
@@ -224,39 +227,39 @@ def warn_of_batch_norms(layers: list[_BatchNorm]) -> None:
 
 
 @torch.no_grad()
-def that_see_messages(
+def message_dependent(
     layers: list[_BatchNorm],
     play: Callable[[torch.Tensor], Any],
     messages: torch.Tensor,
     agents: list[Any],
 ) -> list[_BatchNorm]:
-    """Those layers whose input changes with the messages.
+    """The layers whose input changes with the messages.
 
-    Both calls begin with the same random numbers and a copy of the same buffers, and leave nothing behind.
+    Both calls start from the same random state and a copy of the same buffers, and leave no trace.
 
     Args:
         layers: layers of the receiver.
-        play: plays one message per example, ``(B,)`` or ``(B, D)``.
+        play: a function that plays one message per example, ``(B,)`` or ``(B, D)``.
         messages: two messages per example, ``(2, B)`` or ``(2, B, D)``.
         agents: the receiver and the loss that are called.
     """
-    before = Snapshot(agents, messages.device)
-    seen: list[dict[int, list[torch.Tensor]]] = []
+    snapshot = Snapshot(agents, messages.device)
+    inputs_of_calls: list[dict[int, list[torch.Tensor]]] = []
 
-    def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen[-1].setdefault(id(layer), []).append(inputs[0].detach().clone())
+    def record(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        inputs_of_calls[-1].setdefault(id(layer), []).append(inputs[0].detach().clone())
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
         for message in messages:
-            before.lend()
-            seen.append({})
+            snapshot.start_trial()
+            inputs_of_calls.append({})
             play(message)
     finally:
         for hook in hooks:
             hook.remove()
-        before.reclaim()
-    first, second = seen
+        snapshot.end_trials()
+    first, second = inputs_of_calls
 
     def changes(layer: nn.Module) -> bool:
         one, other = first.get(id(layer), []), second.get(id(layer), [])
@@ -266,59 +269,59 @@ def that_see_messages(
 
 
 @torch.no_grad()
-def change_by_others(
+def coupling(
     losses_of: Callable[[torch.Tensor], torch.Tensor], messages: torch.Tensor, agents: list[Any]
 ) -> float | None:
-    r"""The largest change of an example's loss when the messages of other examples are exchanged, and its own is not.
+    r"""The largest change of an example's loss when messages of other examples change, and its own message does not.
 
-    Every pair of examples is tried: in the round of a binary digit, the examples whose number has that digit get
-    another message, and the losses of the others are compared; then the other way round. Every call begins with the
-    same random numbers and a copy of the same buffers, and leaves nothing behind.
+    Every pair of examples is tried: for every binary digit, the examples whose index has a 1 there change their
+    message, and the losses of the others are compared; then those whose index has a 0. Every call starts from the same
+    random state and a copy of the same buffers, and leaves no trace.
 
     Args:
-        losses_of: plays one message per example, ``(B,)`` or ``(B, D)``; returns losses ``(B,)``.
+        losses_of: a function from one message per example, ``(B,)`` or ``(B, D)``, to losses ``(B,)``.
         messages: two messages per example, ``(2, B)`` or ``(2, B, D)``.
         agents: the receiver and the loss that are called.
 
     Returns:
-        The change; 0 where it is within rounding; None where it cannot be told, since losses are not finite,
-        those of the same messages differ between two calls, or the number of random draws depends on the messages.
+        The change; 0 if it is within rounding; None if it cannot be told, because losses are not finite, losses of the
+        same messages differ between two calls, or the use of random numbers depends on the messages.
     """
     size = messages.shape[1]
     layers = batch_norms(agents[0])
     if any(not layer.track_running_stats for layer in layers):
         return None
-    before = Snapshot(agents, messages.device)
-    draws: list[Any] = []
+    snapshot = Snapshot(agents, messages.device)
+    random_states: list[Any] = []
 
-    def played(message: torch.Tensor) -> torch.Tensor:
-        before.lend()
+    def trial(message: torch.Tensor) -> torch.Tensor:
+        snapshot.start_trial()
         losses = losses_of(message)
-        draws.append(before.draws())
+        random_states.append(snapshot.comparable_random_state())
         return losses
 
     own = messages[0]
     try:
         for layer in layers:
             layer.training = False
-        losses = played(own)
+        losses = trial(own)
         eps = torch.finfo(losses.dtype).eps
         changes, can_be_told = [torch.zeros_like(losses)], torch.isfinite(losses).all()
         digits = torch.arange(size, device=messages.device)[:, None] >> torch.arange(
             (size - 1).bit_length(), device=messages.device
         )
         for value in (0, 1):
-            for exchanged in ((digits & 1) == value).t():
-                message = torch.where(exchanged.view(-1, *(1,) * (own.dim() - 1)), messages[1], own)
-                others = played(message)
-                change = (others - losses).abs()
-                rounding = eps * (32 * torch.maximum(others.abs(), losses.abs()) + 1)
-                changes.append(torch.where(exchanged | (change <= rounding), 0, change))
-                can_be_told = can_be_told & (exchanged | torch.isfinite(others)).all()
-        can_be_told = can_be_told & (played(own) == losses).all()
+            for is_changed in ((digits & 1) == value).t():
+                message = torch.where(is_changed.view(-1, *(1,) * (own.dim() - 1)), messages[1], own)
+                changed_losses = trial(message)
+                change = (changed_losses - losses).abs()
+                rounding = eps * (32 * torch.maximum(changed_losses.abs(), losses.abs()) + 1)
+                changes.append(torch.where(is_changed | (change <= rounding), 0, change))
+                can_be_told = can_be_told & (is_changed | torch.isfinite(changed_losses)).all()
+        can_be_told = can_be_told & (trial(own) == losses).all()
     finally:
         for layer in layers:
             layer.training = True
-        before.reclaim()
+        snapshot.end_trials()
     largest, told = torch.stack((torch.stack(changes).amax(), can_be_told.to(losses.dtype))).tolist()
-    return largest if told and all(state == draws[0] for state in draws) else None
+    return largest if told and all(state == random_states[0] for state in random_states) else None

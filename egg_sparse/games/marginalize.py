@@ -1,4 +1,4 @@
-"""An EGG game, as the same game with exact sums."""
+"""The conversion of EGG's games to games with the exact expectation over messages."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from egg_sparse.wrappers import ScoringWrapper, SparsemaxWrapper
 
 
 def marginalize(game: Any, **options: Any) -> Any:
-    """The same game with the exact expectation over messages in place of EGG's estimator.
+    """Converts an EGG game to the same game with the exact expectation over messages in place of EGG's estimator.
 
-    The agents are those of the given game, not copies: an optimizer of either game's parameters trains both. Loss,
-    entropy coefficients, logging strategies and mode (training or evaluation) are taken over. The receiver stays as it
-    is: one that acts still acts, and the game looks through a ``ReinforceDeterministicWrapper``.
+    The agents are those of the given game, not copies, so that training either game trains both. Loss, entropy
+    coefficients, logging strategies and mode (training or evaluation) stay the same. So does the receiver: one that
+    acts still acts, and the game looks through a ``ReinforceDeterministicWrapper``.
 
     Args:
-        game: EGG's ``SymbolGameReinforce``, ``SymbolGameGS``, or a ``PopulationGame`` over senders of one symbol.
-        options: the options of :class:`egg_sparse.SparsemaxWrapper` (``normalizer``, ``temperature``, ...) and of
-            :class:`egg_sparse.SymbolGameMarg` (``strategy``, ``max_support``, ``evaluation``, ...), which come before
-            what is taken over.
+        game: the game: EGG's ``SymbolGameReinforce``, ``SymbolGameGS``, or a ``PopulationGame`` over senders of one
+            symbol.
+        options: options of :class:`egg_sparse.SparsemaxWrapper` (``normalizer``, ``temperature``, ...) and of
+            :class:`egg_sparse.SymbolGameMarg` (``strategy``, ``max_support``, ``evaluation``, ...), which override
+            those of the game.
 
     Returns:
-        A :class:`egg_sparse.SymbolGameMarg`; of a population a ``PopulationGame`` with a
+        A :class:`egg_sparse.SymbolGameMarg`; for a population, a ``PopulationGame`` with a
         :class:`egg_sparse.CommunicationMarg`.
 
     Raises:
-        TypeError: the game, one of its agents, or an option is none of the above; the sentence says what to do.
+        TypeError: the game, one of its agents, or an option is none of the above; the error says what to do.
 
     Example:
         >>> from egg_sparse.host import core
@@ -50,25 +51,21 @@ def marginalize(game: Any, **options: Any) -> Any:
         >>> game.sender.message_format, game(torch.randn(8, 5), None)[0].shape
         ('one_hot', torch.Size([]))
     """
-    of_wrapper, of_game = _sorted_options(options)
+    wrapper_options, game_options = _split_options(options)
     if host.egg_class(game, "SymbolGameReinforce", "SymbolGameGS"):
-        reinforced = host.egg_class(game, "SymbolGameReinforce")
-        if reinforced and not host.egg_class(game.receiver, "ReinforceDeterministicWrapper"):
-            of_game.setdefault("receiver_acts", True)
-        converted: Any = SymbolGameMarg(
-            _sender(game.sender, of_wrapper),
-            game.receiver,
-            game.loss,
-            **{**_taken_over(game), **of_game},
-        )
+        is_deterministic = host.egg_class(game.receiver, "ReinforceDeterministicWrapper")
+        if host.egg_class(game, "SymbolGameReinforce") and not is_deterministic:
+            game_options.setdefault("receiver_acts", True)
+        sender = _converted_sender(game.sender, wrapper_options)
+        converted: Any = SymbolGameMarg(sender, game.receiver, game.loss, **{**_options_of(game), **game_options})
     elif host.egg_class(game, "PopulationGame"):
         if isinstance(game.game, CommunicationMarg):
             raise TypeError("game is a population with a CommunicationMarg already: it needs no conversion")
         host.refuse_several_symbols(game.game)
         converted = copy.copy(game)
         converted._modules = dict(game._modules)
-        converted.agents_loss_sampler = _sampler(game.agents_loss_sampler, of_wrapper)
-        converted.game = CommunicationMarg(**{**_taken_over(game.game), **of_game})
+        converted.agents_loss_sampler = _converted_sampler(game.agents_loss_sampler, wrapper_options)
+        converted.game = CommunicationMarg(**{**_options_of(game.game), **game_options})
     else:
         host.refuse_several_symbols(game)
         if isinstance(game, (SymbolGameMarg, CommunicationMarg)):
@@ -86,35 +83,32 @@ def marginalize(game: Any, **options: Any) -> Any:
     return converted.train(game.training)
 
 
-def _sorted_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the wrapper, and those of the game."""
-    of_wrapper = set(inspect.signature(SparsemaxWrapper).parameters) - {"agent", "message_format"}
-    of_game = set(inspect.signature(CommunicationMarg).parameters)
+    wrapper_names = set(inspect.signature(SparsemaxWrapper).parameters) - {"agent", "message_format"}
+    game_names = set(inspect.signature(CommunicationMarg).parameters)
     for name in options:
         if name == "message_format":
             raise TypeError("message_format is no option here: it follows from the game that is converted")
-        if name not in of_wrapper | of_game:
+        if name not in wrapper_names | game_names:
             raise TypeError(
-                f"{name} is no option of SparsemaxWrapper ({_listed(of_wrapper)}) or of SymbolGameMarg "
-                f"({_listed(of_game)})"
+                f"{name} is no option of SparsemaxWrapper ({', '.join(sorted(wrapper_names))}) or of SymbolGameMarg "
+                f"({', '.join(sorted(game_names))})"
             )
     return (
-        {name: value for name, value in options.items() if name in of_wrapper},
-        {name: value for name, value in options.items() if name in of_game},
+        {name: value for name, value in options.items() if name in wrapper_names},
+        {name: value for name, value in options.items() if name in game_names},
     )
 
 
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-def _taken_over(game: Any) -> dict[str, Any]:
+def _options_of(game: Any) -> dict[str, Any]:
+    """The options that an EGG game shares with :class:`egg_sparse.SymbolGameMarg`."""
     names = ("sender_entropy_coeff", "receiver_entropy_coeff", "train_logging_strategy", "test_logging_strategy")
     return {name: getattr(game, name) for name in names if hasattr(game, name)}
 
 
-def _sender(sender: Any, options: dict[str, Any]) -> nn.Module:
-    """The agent of a wrapped sender, in a wrapper of this package."""
+def _converted_sender(sender: Any, options: dict[str, Any]) -> nn.Module:
+    """The agent of a sender in a wrapper of EGG's, in a wrapper of this package."""
     if host.egg_class(sender, "ReinforceWrapper"):
         return SparsemaxWrapper(sender.agent, message_format="index", **options)
     if host.egg_class(sender, "GumbelSoftmaxWrapper"):
@@ -131,22 +125,22 @@ def _sender(sender: Any, options: dict[str, Any]) -> nn.Module:
     )
 
 
-def _sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:
-    """The same sampler over wrapped senders; random numbers stay as they are."""
+def _converted_sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:
+    """The same sampler over converted senders; random number generators keep their state."""
     missing = [name for name in ("senders", "receivers", "losses") if not hasattr(sampler, name)]
     if missing:
         raise TypeError(
             f"agents_loss_sampler must have {' and '.join(missing)}, as EGG's samplers do; {type(sampler).__name__} "
-            "has not: build a sampler over senders in a SparsemaxWrapper"
+            "does not: build a sampler over senders in a SparsemaxWrapper"
         )
-    before = Snapshot([], torch.device("cpu"))
+    snapshot = Snapshot([], torch.device("cpu"))
     converted = copy.copy(sampler)
     converted.__dict__.update(
         {name: list(value) for name, value in vars(sampler).items() if isinstance(value, list)},
         _modules=dict(sampler._modules),
     )
-    converted.senders = nn.ModuleList(_sender(sender, options) for sender in sampler.senders)
+    converted.senders = nn.ModuleList(_converted_sender(sender, options) for sender in sampler.senders)
     if hasattr(converted, "reset_order"):
         converted.reset_order()
-    before.restore()
+    snapshot.restore()
     return converted

@@ -1,4 +1,4 @@
-"""What a call of an agent changes beside its result, kept to be put back."""
+"""Snapshots: the state that a call of an agent may change, kept so that it can be restored."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.nn.parameter import is_lazy as is_uninitialized
 
 
 class Snapshot:
-    """The state of some agents and of all random number generators, as they are now.
+    """The present state of some agents and of all random number generators.
 
-    The state is that of buffers, and of tensors and numbers that a module, or a loss that is an object, keeps as plain
-    attributes.
+    An agent's state is that of its buffers, and of the tensors and numbers that a module, or a loss that is an object,
+    keeps as plain attributes.
 
     Args:
         agents: the agents.
-        device: the device whose random numbers they draw, beside those of PyTorch on the CPU, NumPy and Python.
+        device: the device whose random number generator is kept, beside those of PyTorch on the CPU, NumPy and Python.
 
     Example:
-        >>> before = Snapshot([], torch.device("cpu"))
+        >>> snapshot = Snapshot([], torch.device("cpu"))
         >>> first = torch.rand(1)
-        >>> before.restore()
+        >>> snapshot.restore()
         >>> bool(torch.rand(1) == first)
         True
     """
@@ -42,45 +42,44 @@ class Snapshot:
         self._random_state = self._current_random_state()
 
     def _device_module(self) -> Any:
-        """``torch.cuda``, say; None for the CPU, and for devices without random numbers of their own."""
+        """The device's module, such as ``torch.cuda``; None for the CPU and for devices without a generator."""
         module = None if self._device.type == "cpu" else getattr(torch, self._device.type, None)
         return module if hasattr(module, "get_rng_state") else None
 
     def _current_random_state(self) -> tuple[Any, ...]:
         module = self._device_module()
-        on_device = None if module is None else module.get_rng_state()
-        return torch.get_rng_state(), on_device, np.random.get_state(), random.getstate()
+        device_state = None if module is None else module.get_rng_state()
+        return torch.get_rng_state(), device_state, np.random.get_state(), random.getstate()
 
-    def draws(self) -> list[Any]:
-        """The state of all random number generators, in a form that can be compared with ``==``."""
-        on_cpu, on_device, of_numpy, of_python = self._current_random_state()
-        device_state = None if on_device is None else on_device.tolist()
+    def comparable_random_state(self) -> list[Any]:
+        """The present state of all random number generators, in a form that ``==`` compares."""
+        cpu_state, device_state, numpy_state, python_state = self._current_random_state()
         return [
-            on_cpu.tolist(),
-            device_state,
-            [part.tolist() if hasattr(part, "tolist") else part for part in of_numpy],
-            of_python,
+            cpu_state.tolist(),
+            None if device_state is None else device_state.tolist(),
+            [part.tolist() if hasattr(part, "tolist") else part for part in numpy_state],
+            python_state,
         ]
 
     def restore(self) -> None:
-        """Puts everything back, the buffers' contents into the tensors that held them."""
+        """Restores the state; the buffers' contents are written to the tensors that held them."""
         self._restore_all_but_buffers()
         for owner, buffers, contents in zip(self._owners, self._buffers, self._contents, strict=True):
             for name, content in contents.items():
                 buffer = buffers[name]
-                if not _overlaps_itself(buffer):  # or nothing can have been written to it
+                if not _overlaps_itself(buffer):  # nothing can have been written to one that does
                     # as data, so that a graph which has saved the buffer does not count it as changed
                     buffer.data.copy_(content)
             _set_buffers(owner, buffers)
 
-    def lend(self) -> None:
-        """Puts everything back, with copies in place of the buffers, which stay as they are until :meth:`reclaim`."""
+    def start_trial(self) -> None:
+        """Restores the state with copies of the buffers in their place, so that a call leaves the buffers untouched."""
         self._restore_all_but_buffers()
         for owner, buffers, contents in zip(self._owners, self._buffers, self._contents, strict=True):
             _set_buffers(owner, {**buffers, **{name: content.clone() for name, content in contents.items()}})
 
-    def reclaim(self) -> None:
-        """Puts everything back after :meth:`lend`, the buffers untouched."""
+    def end_trials(self) -> None:
+        """Restores the state after :meth:`start_trial`, with the buffers themselves."""
         self._restore_all_but_buffers()
         for owner, buffers in zip(self._owners, self._buffers, strict=True):
             _set_buffers(owner, buffers)
@@ -90,30 +89,30 @@ class Snapshot:
             for name in _plain_attributes(owner).keys() - attributes.keys():
                 del vars(owner)[name]
             vars(owner).update(attributes)
-        on_cpu, on_device, of_numpy, of_python = self._random_state
-        torch.set_rng_state(on_cpu)
-        if on_device is not None:
-            self._device_module().set_rng_state(on_device)
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
+        cpu_state, device_state, numpy_state, python_state = self._random_state
+        torch.set_rng_state(cpu_state)
+        if device_state is not None:
+            self._device_module().set_rng_state(device_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 def is_lazy(agents: list[Any]) -> bool:
-    """Whether an agent has parameters or buffers whose shape its first call will find out."""
+    """Whether an agent has parameters or buffers whose shape its first call determines."""
     modules = [owner for owner in _with_submodules(agents) if isinstance(owner, nn.Module)]
     kept = [value for module in modules for value in (*module._parameters.values(), *module._buffers.values())]
     return any(value is not None and is_uninitialized(value) for value in kept)
 
 
 def holds_vmapped_tensor(agents: list[Any], *inputs: Any) -> bool:
-    """Whether an agent, or a dictionary among the inputs, has kept a tensor that exists within torch.func.vmap only."""
+    """Whether an agent, or a dictionary among the inputs, keeps a tensor that exists only within torch.func.vmap."""
     kept = [value for owner in _with_submodules(agents) for value in (*vars(owner).values(), *_buffers(owner).values())]
     kept += [value for given in inputs if isinstance(given, dict) for value in given.values()]
     return any(isinstance(value, torch.Tensor) and torch._C._functorch.is_batchedtensor(value) for value in kept)
 
 
 def _with_submodules(agents: list[Any]) -> list[Any]:
-    """The modules of the agents, and the agents that are other objects with attributes, each once."""
+    """Every module of the agents, and every agent that is another object with attributes, once."""
     owners: dict[int, Any] = {}
     for agent in agents:
         modules = agent.modules() if isinstance(agent, nn.Module) else [agent] if _has_state(agent) else []

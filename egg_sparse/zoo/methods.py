@@ -13,6 +13,7 @@ from torch import nn
 from egg_sparse import SparseMAPBitVectorWrapper, SparsemaxWrapper, SymbolGameMarg, TopKSparsemaxWrapper
 from egg_sparse.callbacks import Schedule, StepTemperature, SupportSchedule
 from egg_sparse.estimators import NeuralBaseline, RelaxedWrapper, SymbolGameRelaxed, SymbolGameScoreFunction
+from egg_sparse.estimators.score_function import Baseline
 from egg_sparse.mappings.sparsemap import DECOMPOSITIONS
 from egg_sparse.zoo.cli import ZooParser, number
 
@@ -137,7 +138,7 @@ def _topk_sparsemax_game(opts: Options, parts: GameParts) -> nn.Module:
     return _summing_game(sender, opts, parts, opts.max_support)
 
 
-def score_function_game(opts: Options, parts: GameParts, baseline: str | nn.Module) -> nn.Module:
+def score_function_game(opts: Options, parts: GameParts, baseline: Baseline | nn.Module) -> nn.Module:
     """The game that learns by the score function estimator with a baseline."""
     return SymbolGameScoreFunction(
         parts.sampler(parts.sender, opts.temperature),
@@ -168,7 +169,7 @@ def _step_temperature(opts: Options, sender: Any, batches_per_epoch: int) -> lis
 
 
 NORMALIZERS = ("sparsemax", "softmax", "entmax15")
-BASELINES = {"runavg": "running_mean", "sample": "sample", "none": "none"}
+BASELINES: dict[str, Baseline] = {"runavg": "running_mean", "sample": "sample", "none": "none"}
 """The values of ``--baseline_type`` that every experiment has -> the name in ``SymbolGameScoreFunction``."""
 
 MARG = Method(
