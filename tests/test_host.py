@@ -1,6 +1,5 @@
 """Which host is found, in processes of their own: real, forced, missing, unrelated, incomplete."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import torch
 from egg_sparse import standin
 from egg_sparse.zoo import checkpoints
 
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SAY = "import warnings; from egg_sparse import host; print(host.core.__name__, '|', host.describe())"
 
 
@@ -30,6 +28,7 @@ def test_standin_forced():
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_standin_without_a_word_where_there_is_no_egg():
     hide = "import sys; sys.meta_path.insert(0, type('Hide', (), {'find_spec': staticmethod(find)}))"
     code = f"""
@@ -49,19 +48,18 @@ def test_standin_without_a_word_where_there_is_no_egg():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "cause"),
     [
         ({"egg/__init__.py": ""}, "the package egg that is installed is not EGG (it has no egg.core)"),
-        slow({"egg.py": ""}, "the package egg that is installed is not EGG (it has no egg.core)"),
-        slow(
-            {"egg/__init__.py": "", "egg/core.py": ""}, "the egg.core that is installed is not EGG's (it has no Trainer"
-        ),
-        slow(
+        ({"egg.py": ""}, "the package egg that is installed is not EGG (it has no egg.core)"),
+        ({"egg/__init__.py": "", "egg/core.py": ""}, "the egg.core that is installed is not EGG's (it has no Trainer"),
+        (
             {"egg/__init__.py": "", "egg/core.py": "import wandb_that_is_missing"},
             "egg.core needs the package wandb_that_is_missing",
         ),
-        slow({"egg/__init__.py": "1 / 0"}, "importing egg.core failed with ZeroDivisionError: division by zero"),
+        ({"egg/__init__.py": "1 / 0"}, "importing egg.core failed with ZeroDivisionError: division by zero"),
     ],
 )
 def test_unrelated_or_incomplete_egg_warns_once(tmp_path, files, cause):
@@ -79,6 +77,7 @@ def test_unrelated_or_incomplete_egg_warns_once(tmp_path, files, cause):
     assert cause in forced.stderr
 
 
+@pytest.mark.slow
 def test_unknown_host():
     result = python(SAY, EGG_SPARSE_HOST="eggs")
     assert """ValueError: EGG_SPARSE_HOST must be "egg" or "standin", got 'eggs'""" in result.stderr

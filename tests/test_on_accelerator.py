@@ -312,7 +312,11 @@ def step(game, optimizer, batch, seed):
     return loss.detach(), vars(interaction)
 
 
-@pytest.mark.parametrize("name", GAMES)
+QUICK = ("auto, index", "gather, one_hot", "vmap, max_support", "SparseMAP", "score function, symbols, sample")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in GAMES if name not in QUICK]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_games(accelerator, name):
     if name in ("vmap, chunks", "vmap, chunks of dropout") and not vmap_can_be_recomputed():
         pytest.skip("needs torch 2.6")

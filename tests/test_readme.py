@@ -29,14 +29,8 @@ def versions():
     return found[::-1]
 
 
-@pytest.mark.parametrize(
-    "version",
-    [
-        pytest.param(0, id="EGG", marks=pytest.mark.slow),
-        pytest.param(1, id="one line"),
-        pytest.param(2, id="two lines", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [0, 1, 2], ids=["EGG", "one line", "two lines"])
 def test_swap_in_example(version, tmp_path):
     script = tmp_path / "game.py"
     script.write_text(versions()[version])

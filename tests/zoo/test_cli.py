@@ -43,6 +43,7 @@ def combinations():
     return importlib.import_module("egg.nest.common").parse_json_sweep(SWEEP)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_one_process(tmp_path, capsys):
     """As nest_local with one worker and --checkpoint_freq calls it; each run is that of its options alone."""
     assert combinations() == COMBINATIONS

@@ -134,6 +134,7 @@ def train(opts, game, batches, device, accelerator):
     return losses, waits, counted.copies_to_device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("entry", "params"), RUNS)
 def test_zoo(accelerator, entry, params):
     opts, game, loader, evaluate = BUILDERS[entry](params.split())

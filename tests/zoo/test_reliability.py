@@ -184,6 +184,7 @@ def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, 
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_preemptable_jobs_end_like_the_uninterrupted_one(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     main(["--mode=sfe", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", "--out=whole"])
@@ -233,6 +234,7 @@ def test_signals_say_how_to_go_on(signal_number, status, word):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frequency", [0, 3])
 def test_an_interrupted_run_saves_its_last_whole_epoch(frequency, monkeypatch, tmp_path):
     """Also one that checkpoints of every few epochs, or of the end alone, would have left out."""
@@ -258,6 +260,7 @@ def contents(folder):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 class TestResume:
     PARAMS = ("--mode=sfe", *SIGNAL_GAME, "--random_seed=3", "--no_cuda")
 
@@ -419,6 +422,7 @@ class TestFolders:
             run_folder.create(self.options("run"), "signal_game", goes_on=False)
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["opts.json"]
 
+    @pytest.mark.slow
     def test_a_folder_of_another_run_is_refused(self, capsys, tmp_path):
         for name in "AB":
             main([*self.PARAMS, f"--out={name}"])
@@ -480,6 +484,7 @@ class TestCheckpoints:
         assert {path.name for path in folder.iterdir()} == {"2.tar", "3.tar", "4.tar", "final.tar"}
         assert checkpoints.newest(folder) == (folder / "final.tar", 4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "flipped"])
     def test_passes_over_damaged_ones(self, folder, damage, capsys):
         for name in ("final.tar", "4.tar"):
@@ -496,6 +501,7 @@ class TestCheckpoints:
         main(["--resume=run", "--no_cuda"])
         assert checkpoints.newest(folder) == (folder / "final.tar", 4)
 
+    @pytest.mark.slow
     def test_a_writer_that_fails_leaves_what_was_there(self, folder, monkeypatch):
         before = (folder / "final.tar").read_bytes()
 
@@ -654,6 +660,7 @@ def test_scores_that_overflow_float16_are_refused():
         sparsemax(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["signal_game --mode=marg", "semi_supervised_vae --mode=gs", "bit_vector_vae --mode=sparsemap"]
 )

@@ -1,5 +1,6 @@
 """The bit-vector VAE: its likelihood, its estimates, and runs of every mode, as a user starts them."""
 
+import functools
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from egg_sparse.zoo.bit_vector_vae.train import PROG, build_vae, evaluate, main,
 from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.methods import linear
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SMALL = ["--n_epochs=2", "--latent_size=6", "--nll_samples=8", "--nll_images=20", "--validation_nll_samples=2"]
 
 
@@ -100,6 +102,7 @@ class TestLikelihood:
         decomposition = request.param if request.param == "active_set" else "systematic"
         return SparseMAPBitVectorWrapper(lambda x: x, decomposition=decomposition, support=None)(scores)
 
+    @pytest.mark.slow
     def test_disjoint_converges_to_the_exact_sum(self, model, distribution):
         log_prob_given, exact = model
         torch.manual_seed(1)
@@ -108,6 +111,7 @@ class TestLikelihood:
         torch.testing.assert_close(estimate, exact, atol=0.5, rtol=0)
         assert (estimate - exact).abs().median() < 0.1
 
+    @pytest.mark.slow
     def test_disjoint_is_a_lower_bound_in_expectation(self, model, distribution):
         log_prob_given, exact = model
         torch.manual_seed(1)
@@ -115,6 +119,7 @@ class TestLikelihood:
         error = estimates.std(0) / 300**0.5
         assert (estimates.mean(0) <= exact + 4 * error).all()
 
+    @pytest.mark.slow
     def test_papers_counts_the_support_twice(self, model):
         log_prob_given, exact = model
         torch.manual_seed(1)
@@ -169,15 +174,15 @@ def test_linear_ends_where_it_should():
     "options",
     [
         ["--mode=sparsemap"],
-        ["--mode=sparsemap", "--decomposition=threshold", "--temperature=4", "--temperature_end=1"],
-        ["--mode=sparsemap", "--decomposition=active_set", "--budget=2"],
-        ["--mode=sparsemap", "--max_support=2", "--entropy_warmup=1", "--entropy_start=5"],
+        slow(["--mode=sparsemap", "--decomposition=threshold", "--temperature=4", "--temperature_end=1"]),
+        slow(["--mode=sparsemap", "--decomposition=active_set", "--budget=2"]),
+        slow(["--mode=sparsemap", "--max_support=2", "--entropy_warmup=1", "--entropy_start=5"]),
         ["--mode=topksparse", "--topksparse=5", "--nll=paper"],
         ["--mode=sfe"],
-        ["--mode=sfe", "--baseline_type=sample"],
+        slow(["--mode=sfe", "--baseline_type=sample"]),
         ["--mode=nvil"],
         ["--mode=gs"],
-        ["--mode=gs", "--straight_through"],
+        slow(["--mode=gs", "--straight_through"]),
     ],
     ids=" ".join,
 )
@@ -208,6 +213,7 @@ def test_learns(tmp_path):
     assert final["bits_per_dimension"] * 64 * math.log(2) <= final["negative_elbo"] + 5
 
 
+@pytest.mark.slow
 def test_one_seed_one_result(few_images):
     finals = [main([*SMALL, "--random_seed=4", f"--out=run{i}", "--no_cuda"]) for i in range(2)]
     assert finals[0]["negative_elbo"] == finals[1]["negative_elbo"]

@@ -1,5 +1,6 @@
 """The semi-supervised VAE: its data, its losses, and runs of every mode, as a user starts them."""
 
+import functools
 import json
 import math
 import re
@@ -25,6 +26,7 @@ from egg_sparse.zoo.semi_supervised_vae.train import (
     play_as_trained,
 )
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SMALL = ["--n_epochs=2", "--n_labeled=20", "--warm_start_epochs=0"]
 
 
@@ -158,16 +160,16 @@ class TestAgents:
     "options",
     [
         ["--mode=marg"],
-        ["--mode=marg", "--normalizer=softmax", "--temperature=2"],
-        ["--mode=marg", "--normalizer=entmax15", "--warm_start_epochs=2"],
-        ["--mode=marg", "--labeled_only"],
+        slow(["--mode=marg", "--normalizer=softmax", "--temperature=2"]),
+        slow(["--mode=marg", "--normalizer=entmax15", "--warm_start_epochs=2"]),
+        slow(["--mode=marg", "--labeled_only"]),
         ["--mode=sumsample", "--max_support=2"],
-        ["--mode=sumsample", "--normalizer=sparsemax"],
+        slow(["--mode=sumsample", "--normalizer=sparsemax"]),
         ["--mode=sfe"],
-        ["--mode=sfe", "--baseline_type=sample"],
+        slow(["--mode=sfe", "--baseline_type=sample"]),
         ["--mode=nvil"],
         ["--mode=gs"],
-        ["--mode=gs", "--straight_through"],
+        slow(["--mode=gs", "--straight_through"]),
     ],
     ids=" ".join,
 )
@@ -236,6 +238,7 @@ def test_metrics_of_validation(few_images, tmp_path):
     assert trained["negative_elbo"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_warm_start_of_another_mode(few_images):
     main([*SMALL, "--labeled_only", "--random_seed=1", "--out=warm", "--no_cuda"])
     before = main(["--evaluate", "--load_from_checkpoint=warm/checkpoints/final.tar"])
@@ -252,6 +255,7 @@ def test_learns():
     assert final["negative_elbo"] < 27
 
 
+@pytest.mark.slow
 def test_one_seed_one_result(few_images):
     finals = [main([*SMALL, "--mode=gs", "--random_seed=4", f"--out=run{i}", "--no_cuda"]) for i in range(2)]
     assert finals[0]["negative_elbo"] == finals[1]["negative_elbo"]

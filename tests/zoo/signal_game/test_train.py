@@ -201,6 +201,7 @@ class TestData:
         path.write_bytes(pickle.dumps(written, protocol=protocol))
         assert files.read_pickled(path).tolist() == list(np.asarray(written))
 
+    @pytest.mark.slow
     def test_imagenet(self, tmp_path):
         images = data.load("imagenet", self.write_imagenet(tmp_path / "root"), "data", False)
         assert images.n_features == 7
@@ -457,7 +458,7 @@ class TestEvaluation:
 
 @pytest.mark.usefixtures("few_test_games")
 class TestRuns:
-    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.slow] * (" " in mode)) for mode in MODES])
     def test_every_mode(self, mode, tmp_path, capsys):
         final = main([*MODES[mode], *SMALL, "--out=run", "--random_seed=3"])
         out, err = capsys.readouterr()
@@ -500,6 +501,7 @@ class TestRuns:
         assert {**again, "seconds": 0} == {**final, "seconds": 0}
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
+    @pytest.mark.slow
     def test_one_seed_one_result(self):
         results = [main([*SMALL, f"--random_seed={seed}", f"--out={i}"]) for i, seed in enumerate((5, 5, 6))]
         results = [{name: value for name, value in result.items() if name != "seconds"} for result in results]
@@ -537,6 +539,7 @@ class TestRuns:
         assert parse_options(["--latent_size=33"]).vocab_size == 33
         assert parse_options(["--latent_size=33", "--vocab_size=33"]).vocab_size == 33
 
+    @pytest.mark.slow
     def test_the_line_of_the_official_readme(self):
         line = (
             "--mode marg --normalizer sparsemax --lr 0.005 --entropy_coeff 0.1 --batch_size 64 --n_epochs 500 "
@@ -599,6 +602,7 @@ class TestCommand:
         assert result.returncode == 1
         assert result.stderr == "egg_sparse.zoo.signal_game: error: --root: there is no file no.npz\n"
 
+    @pytest.mark.slow
     def test_a_host_that_cannot_be_had(self):
         result = command(EGG_SPARSE_HOST="eggs")
         assert result.returncode == 1
