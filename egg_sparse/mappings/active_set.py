@@ -189,7 +189,8 @@ class _CheckedOracle(Generic[A]):
     def __init__(self, oracle: Oracle, scores: A) -> None:
         self._oracle = self._oracle_of_all = oracle
         self._scores_of_all: A = scores
-        self._has_extra = hasattr(oracle, "extra_scores")
+        self.has_extra = hasattr(oracle, "extra_scores")
+        self._no_extra: A = namespace(scores).zeros((len(scores),), scores)
 
     def restrict(self, examples: A) -> None:
         """Calls the oracle for these examples alone from now on, if it can be."""
@@ -209,12 +210,12 @@ class _CheckedOracle(Generic[A]):
             raise ValueError(
                 f"oracle must return structures of the scores' shape {tuple(asked.shape)}, got {_shape(found)}"
             )
-        found = found.to(asked.dtype)
-        extra = found.new_zeros(len(found))
-        if self._has_extra:
-            extra = _extra_scores(self._oracle, found[None])[0].to(asked.dtype)
-        structures, extra_scores = as_array(found), as_array(extra)
-        return (structures[examples], extra_scores[examples]) if whole_batch else (structures, extra_scores)
+        if found.dtype != asked.dtype:
+            found = found.to(asked.dtype)
+        structures, extra = as_array(found), self._no_extra[: len(found)]
+        if self.has_extra:
+            extra = as_array(_extra_scores(self._oracle, found[None])[0].to(asked.dtype))
+        return (structures[examples], extra[examples]) if whole_batch else (structures, extra)
 
     def refuse(self, structures: A, extra: A, gap: A) -> NoReturn:
         """Raises ValueError with what is wrong with structures, the extra scores of all, or their gap."""
@@ -256,6 +257,8 @@ class _Solver(Generic[A]):
         self.rows: A = self._xp.arange(len(x), x)
         self.examples: A = self.rows  # the example in each row
         self.stalled: A = self.rows < 0  # the gap of these examples is a rounding error
+        self._limits = torch.finfo(as_tensor(x).dtype)
+        self._least_distance, self._tiny_distance = x.shape[1] * _DEPENDENT, x.shape[1] * self._limits.eps
         self.oracle: _CheckedOracle[A] = _CheckedOracle(oracle, x)
         self._allocate(min(max(_FIRST_SLOTS[0], x.shape[1]), _FIRST_SLOTS[1]))
         structures, extra = self.oracle(x, self.examples)
@@ -272,7 +275,7 @@ class _Solver(Generic[A]):
 
     @torch.no_grad()
     def solve(self, max_iter: int, tol: float) -> _Solution[torch.Tensor]:
-        limits, count = torch.finfo(as_tensor(self.x).dtype), self._xp.count_nonzero
+        count, limits = self._xp.count_nonzero, self._limits
         size = abs(self.x).sum(1) + abs(self.extra[:, 0])
         tolerance = tol + _GAP_ULPS * limits.eps * size
         least_gap = -tolerance - max(_ORACLE_PRECISION, tie_tolerance(as_tensor(self.x))) * (size + self.x.shape[1])
@@ -283,7 +286,9 @@ class _Solver(Generic[A]):
             mean = matvec(self.structures[:, :n].swapaxes(1, 2), self.probs[:, :n])
             residual = self.x - 2 * mean + 1
             structure, extra = self.oracle(residual, self.examples)
-            gap = vecdot(structure - mean, residual) + (extra - vecdot(self.probs[:, :n], self.extra[:, :n]))
+            gap = vecdot(structure - mean, residual)
+            if self.oracle.has_extra:
+                gap += extra - vecdot(self.probs[:, :n], self.extra[:, :n])
             enters = (gap > tolerance) & ~self.stalled
             moves = enters
             if unsettled is not None:
@@ -323,13 +328,11 @@ class _Solver(Generic[A]):
         the example is unsettled, the optimum is that for the active set. Returns where the step was cut short.
         """
         self._make_room()
-        n, n_bits = self.inverse.n, structure.shape[1]
+        n = self.inverse.n
         active, probs = self.structures[:, :n], self.probs[:, :n]
         products, norms = matvec(active, structure), structure.sum(1)
         weights, distance = self.inverse.project(products, norms)
-        least_distance = _DEPENDENT * n_bits
-        direction = -weights[:, 1:]
-        full_step = gap / (2 * distance).clip(n_bits * torch.finfo(as_tensor(gap).dtype).eps)
+        direction, full_step = -weights[:, 1:], gap / (2 * distance).clip(self._tiny_distance)
         if unsettled is not None:
             values = (matvec(active, self.x + 1) + self.extra[:, :n]) / 2
             direction = self._xp.where(unsettled[:, None], self.inverse.solve(values) - probs, direction)
@@ -346,20 +349,20 @@ class _Solver(Generic[A]):
             distance_after = distance + 0
             distance_after[rows] += self.inverse.distance_gained(rows, leaving[rows], weights)
         # a structure within the hull improves the objective by a rounding error only: the example is solved
-        dependent = enters & (distance_after < least_distance)
+        dependent = enters & (distance_after < self._least_distance)
         self.stalled |= dependent
         enters, moves, blocked = enters & ~dependent, moves & ~dependent, blocked & ~dependent
-        step = self._xp.where(moves, self._xp.where(blocked, limit, full_step), 0)
+        step = self._xp.where(moves, self._xp.minimum(limit, full_step), 0)
         probs += step[:, None] * direction
         probs[probs < 0] = 0
-        self.probs[:, n] = step * enters
+        self.probs[:, n] = step if unsettled is None else step * enters
 
         if len(rows):
             left = rows[blocked[rows]]
             self.inverse.remove(left, leaving[left])
             self.probs[left, leaving[left]] = 0
             weights[left], distance[left] = self.inverse.project(products[left], norms[left], left)
-        self.inverse.append(weights, distance.clip(least_distance), enters)
+        self.inverse.append(weights, distance.clip(self._least_distance), enters)
         self.structures[:, n], self.extra[:, n] = structure, extra
         return blocked if len(rows) else None
 

@@ -25,6 +25,7 @@ class Namespace(Protocol[A]):
     """The functions that NumPy and PyTorch spell differently, or that are no methods of both."""
 
     def where(self, condition: A, x: A, y: A | float, /) -> A: ...
+    def minimum(self, x: A, y: A, /) -> A: ...
     def floor(self, x: A, /) -> A: ...
     def concat(self, arrays: tuple[A, ...], axis: int, /) -> A: ...
     def count_nonzero(self, x: A, /) -> Any: ...
@@ -48,6 +49,10 @@ class _NumPy:
         return np.where(condition, x, y)
 
     @staticmethod
+    def minimum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.minimum(x, y)
+
+    @staticmethod
     def floor(x: np.ndarray) -> np.ndarray:
         return np.floor(x)
 
@@ -65,6 +70,7 @@ class _NumPy:
 
 
 class _PyTorch:
+    minimum = staticmethod(torch.minimum)
     floor = staticmethod(torch.floor)
     concat = staticmethod(torch.cat)
     count_nonzero = staticmethod(torch.count_nonzero)

@@ -25,6 +25,7 @@ class BorderedInverse(Generic[A]):
         slots: the number of vectors there is room for.
 
     Example:
+        >>> import torch
         >>> first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
         >>> inverse = BorderedInverse(first, slots=2)
         >>> weights, distance = inverse.project((first * second).sum(1, keepdim=True), second.sum(1))
@@ -32,7 +33,7 @@ class BorderedInverse(Generic[A]):
         (tensor([[1.]]), tensor([1.]))
         >>> inverse.append(weights, distance, torch.tensor([True]))
         >>> inverse.solve(torch.tensor([[0.0, 0.25]]))
-        tensor([[1.2500, -0.2500]])
+        tensor([[0.7500, 0.2500]])
     """
 
     def __init__(self, vectors: A, slots: int) -> None:
@@ -44,7 +45,7 @@ class BorderedInverse(Generic[A]):
     def _allocate(self, like: A, slots: int) -> None:
         self._base: A = self._xp.zeros((len(like), slots + 1), like)
         self._factor: A = self._xp.zeros((len(like), slots, slots + 1), like)
-        self._ones: A = self._xp.zeros((len(like), 1), like) + 1
+        self._bordered: A = self._xp.zeros((len(like), slots + 1), like) + 1  # 1 for the constraint, then products
 
     @property
     def base(self) -> A:
@@ -78,10 +79,10 @@ class BorderedInverse(Generic[A]):
             The coefficients of the projection after the constraint's multiplier, ``(B, 1 + n)``, and the squared
             distance of z from the hull, ``(B,)``.
         """
-        base, factor, ones = self.base, self.factor, self._ones
+        base, factor, bordered = self.base, self.factor, self._bordered[:, : self.n + 1]
         if rows is not None:
-            base, factor, ones = base[rows], factor[rows], ones[rows]
-        bordered = self._xp.concat((ones, products), 1)
+            base, factor, bordered = base[rows], factor[rows], bordered[rows]
+        bordered[:, 1:] = products
         weights = matvec(factor.swapaxes(1, 2), matvec(factor, bordered))
         weights[:, 0] += vecdot(base, bordered)
         weights[:, 1:] += base[:, 1:]
@@ -152,4 +153,4 @@ class BorderedInverse(Generic[A]):
 
     def keep(self, rows: A) -> None:
         """Keeps the examples of a mask ``(B,)`` or of indices, and leaves out the others."""
-        self._base, self._factor, self._ones = self._base[rows], self._factor[rows], self._ones[rows]
+        self._base, self._factor, self._bordered = self._base[rows], self._factor[rows], self._bordered[rows]

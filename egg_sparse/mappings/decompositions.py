@@ -127,7 +127,7 @@ def _laid_end_to_end(mu: A, limited: A | None, budget: int | None) -> tuple[A, A
         nearest = ends.round()
         ends = xp.where(abs(ends - nearest) <= 8 * torch.finfo(as_tensor(mu).dtype).eps, nearest, ends)
         total = xp.astype(budget - on.sum(1)[:, None], ends)
-        ends = xp.where(limited[:, None] & (ends > total), total, ends)
+        ends = xp.where(limited[:, None], xp.minimum(ends, total), ends)
     whole = xp.floor(ends)
     fractions = xp.astype(ends - whole, mu)
     on += whole
