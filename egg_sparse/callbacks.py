@@ -1,7 +1,8 @@
-"""EGG callbacks for games over sparse distributions: what EGG's own do not report, or not for every message format."""
+"""EGG callbacks: metrics, statistics of the messages, seeds and schedules."""
 
 from __future__ import annotations
 
+import abc
 import json
 import math
 import pathlib
@@ -16,64 +17,91 @@ from egg_sparse import host
 from egg_sparse.support import Geometric
 
 
-def mean_metrics(loss: float, logs: Any) -> dict[str, float]:
-    """The loss and the means of everything an Interaction carries in ``aux``."""
+def mean_metrics(loss: float, logs: host.core.Interaction) -> dict[str, float]:
+    """The loss, and the mean of every metric in an Interaction's ``aux``."""
     return {"loss": loss, **{name: float(value.float().mean()) for name, value in logs.aux.items()}}
 
 
 class MetricsWriter(host.core.Callback):
-    """Appends one JSON object per epoch and phase ("train", "validation") to a file, and keeps them in ``history``.
+    """Keeps the mean metrics of each epoch and phase ("train", "validation") in ``history``, and writes them to a file.
 
     Only the leading process writes.
 
     Args:
-        path: the file, one object a line; None to keep the history alone.
+        path: the file, to which a line with a JSON object is appended per epoch and phase; None to write none.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None) -> None:
         self.path = None if path is None else pathlib.Path(path)
         self.history: list[dict[str, Any]] = []
 
-    def _write(self, mode: str, loss: float, logs: Any, epoch: int) -> None:
+    def _write(self, mode: str, loss: float, logs: host.core.Interaction, epoch: int) -> None:
         metrics = {**mean_metrics(loss, logs), "mode": mode, "epoch": epoch}
         self.history.append(metrics)
         if self.path is not None and self.trainer.distributed_context.is_leader:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
 
-    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+    def on_epoch_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
         self._write("train", loss, logs, epoch)
 
-    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+    def on_validation_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
         self._write("validation", loss, logs, epoch)
 
 
-def _logged(logs: Any, name: str) -> torch.Tensor:
-    """A part of an Interaction, one row per example."""
+def _logged(logs: host.core.Interaction, name: str) -> torch.Tensor:
+    """A part of an Interaction, flattened to one row per example."""
     part = getattr(logs, name)
     if part is None:
         raise ValueError(f"the Interaction has no {name}: the game's LoggingStrategy must have store_{name}=True")
     return part.reshape(len(part), -1)
 
 
-def _sent(logs: Any) -> torch.Tensor:
-    """The messages of an Interaction, one row per example."""
+def _messages(logs: host.core.Interaction) -> torch.Tensor:
+    """The discrete messages of an Interaction, one row per example."""
     message = _logged(logs, "message")
     if message.is_floating_point() and not ((message == 0) | (message == 1)).all():
         raise ValueError(
-            "message must be symbol ids or rows of zeros and ones, got other numbers: Gumbel-Softmax games relax the "
-            "messages that they train with, so look at those of the validation alone (print_train=False)"
+            "message must be symbol ids or rows of zeros and ones, got other numbers: Gumbel-Softmax games train with "
+            "relaxed messages, so use those of the validation alone (print_train=False)"
         )
     return message
 
 
-class MessageEntropy(host.core.Callback):
+class _MessageStatistic(host.core.Callback, abc.ABC):
+    """The base of callbacks that print a statistic of an epoch's messages, in the format of EGG's.
+
+    Args:
+        print_train: whether the statistic of the training messages is printed, too.
+    """
+
+    name: str
+
+    def __init__(self, print_train: bool) -> None:
+        self.print_train = print_train
+
+    @abc.abstractmethod
+    def _statistic(self, logs: host.core.Interaction) -> float | None:
+        """The statistic; None where it is undefined."""
+
+    def _print(self, logs: host.core.Interaction, mode: str, epoch: int) -> None:
+        print(json.dumps({self.name: self._statistic(logs), "mode": mode, "epoch": epoch}), flush=True)
+
+    def on_epoch_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
+        if self.print_train:
+            self._print(logs, "train", epoch)
+
+    def on_validation_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
+        self._print(logs, "test", epoch)
+
+
+class MessageEntropy(_MessageStatistic):
     r"""Prints the entropy, in bits, of the messages :math:`m` of an epoch,
 
     .. math:: H = -\sum_m f_m \log_2 f_m,
 
-    where :math:`f_m` is how often the message is sent among the examples. The line is that of EGG's callback of this
-    name. The messages are symbol ids ``(B,)``, one-hot rows ``(B, V)`` or bit-vectors ``(B, D)``.
+    where :math:`f_m` is the frequency of the message among the examples. The printed line is that of EGG's callback of
+    this name. The messages are symbol ids ``(B,)``, one-hot rows ``(B, V)`` or bit-vectors ``(B, D)``.
 
     Args:
         print_train: whether the entropy of the training messages is printed, too.
@@ -88,31 +116,25 @@ class MessageEntropy(host.core.Callback):
         {"entropy": 1.5, "mode": "test", "epoch": 1}
     """
 
+    name = "entropy"
+
     def __init__(self, print_train: bool = True) -> None:
-        self.print_train = print_train
+        super().__init__(print_train)
 
-    def _print(self, logs: Any, mode: str, epoch: int) -> None:
-        counts = torch.unique(_sent(logs), dim=0, return_counts=True)[1].double()
+    def _statistic(self, logs: host.core.Interaction) -> float:
+        counts = torch.unique(_messages(logs), dim=0, return_counts=True)[1].double()
         frequencies = counts / counts.sum()
-        entropy = float((frequencies * frequencies.log2()).sum().abs())
-        print(json.dumps({"entropy": entropy, "mode": mode, "epoch": epoch}), flush=True)
-
-    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
-        if self.print_train:
-            self._print(logs, "train", epoch)
-
-    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
-        self._print(logs, "test", epoch)
+        return float((frequencies * frequencies.log2()).sum().abs())
 
 
-class TopographicSimilarity(host.core.Callback):
-    """Prints how far similar inputs have similar messages, in the format of EGG's callback of this name.
+class TopographicSimilarity(_MessageStatistic):
+    """Prints the topographic similarity of inputs and messages, in the format of EGG's callback of this name.
 
     This is the Spearman correlation, over all pairs of examples, of the distance between the inputs and the Hamming
     distance between the messages, which for symbols is 0 or 1. The messages are symbol ids ``(B,)``, one-hot rows
-    ``(B, V)`` or bit-vectors ``(B, D)``. The correlation is undefined, and printed as ``null``, where all messages or
-    all inputs are equally far apart, or an input has no distance (a zero vector under "cosine"). Time and memory grow
-    with the square of the number of examples.
+    ``(B, V)`` or bit-vectors ``(B, D)``. The correlation is undefined, and printed as ``null``, if all messages or all
+    inputs are equally far apart, or if the distance of an input is undefined (as that of a zero vector under
+    "cosine"). Time and memory grow with the square of the number of examples.
 
     Args:
         sender_input_distance: the distance between inputs, a name ("cosine", "euclidean", "hamming", ...) or a
@@ -135,6 +157,8 @@ class TopographicSimilarity(host.core.Callback):
     Mappings" (Artificial Life, 2006).
     """
 
+    name = "topsim"
+
     def __init__(self, sender_input_distance: str | Callable = "cosine", print_train: bool = False) -> None:
         try:
             from scipy.spatial.distance import pdist
@@ -148,14 +172,14 @@ class TopographicSimilarity(host.core.Callback):
                     "sender_input_distance must be a distance of scipy.spatial.distance.pdist, "
                     f"got {sender_input_distance!r}"
                 ) from None
+        super().__init__(print_train)
         self.sender_input_distance = sender_input_distance
-        self.print_train = print_train
 
-    def _print(self, logs: Any, mode: str, epoch: int) -> None:
+    def _statistic(self, logs: host.core.Interaction) -> float | None:
         from scipy.spatial.distance import pdist
         from scipy.stats import spearmanr
 
-        inputs, messages = _logged(logs, "sender_input"), _sent(logs)
+        inputs, messages = _logged(logs, "sender_input"), _messages(logs)
         if len(inputs) != len(messages):
             raise ValueError(
                 f"sender_input must have its examples on axis 0: it has length {len(inputs)} there, for "
@@ -163,27 +187,19 @@ class TopographicSimilarity(host.core.Callback):
             )
         between_inputs = pdist(inputs.double().cpu(), self.sender_input_distance)
         between_messages = pdist(messages.double().cpu(), "hamming")
-        topsim = math.nan
-        if len(between_inputs) > 1 and np.ptp(between_inputs) != 0 and np.ptp(between_messages) != 0:
-            topsim = float(spearmanr(between_inputs, between_messages).statistic)
-        output = {"topsim": None if math.isnan(topsim) else topsim, "mode": mode, "epoch": epoch}
-        print(json.dumps(output), flush=True)
-
-    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
-        if self.print_train:
-            self._print(logs, "train", epoch)
-
-    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
-        self._print(logs, "test", epoch)
+        if len(between_inputs) < 2 or np.ptp(between_inputs) == 0 or np.ptp(between_messages) == 0:
+            return None
+        topsim = float(spearmanr(between_inputs, between_messages).statistic)
+        return None if math.isnan(topsim) else topsim
 
 
 class TrainingProgress(host.core.Callback):
-    """One progress bar for the whole training, with the newest metrics of validation, or of training without one.
+    """A progress bar of the whole training, with the last metrics of the validation, or of the training without one.
 
     Args:
-        n_epochs: up to which epoch the Trainer trains.
-        batches_per_epoch: training batches per epoch.
-        metrics: the names to show, where they are reported.
+        n_epochs: the last epoch of the training.
+        batches_per_epoch: the number of training batches per epoch.
+        metrics: the names of the metrics to show, of which those that are not reported are left out.
     """
 
     def __init__(
@@ -206,12 +222,12 @@ class TrainingProgress(host.core.Callback):
         )
         self.task = self.progress.add_task("", total=n_epochs * batches_per_epoch, epoch="0", shown="")
 
-    def _show(self, phase: str, loss: float, logs: Any) -> None:
+    def _show(self, phase: str, loss: float, logs: host.core.Interaction) -> None:
         means = mean_metrics(loss, logs)
         shown = "  ".join(f"{name} {means[name]:.3f}" for name in self.metrics if name in means)
         self.progress.update(self.task, shown=f"[dim]{phase}[/dim] {shown}")
 
-    def on_train_begin(self, trainer_instance: Any) -> None:
+    def on_train_begin(self, trainer_instance: host.core.Trainer) -> None:
         super().on_train_begin(trainer_instance)
         self.progress.update(self.task, completed=trainer_instance.start_epoch * self.batches_per_epoch)
         self.progress.start()
@@ -219,28 +235,30 @@ class TrainingProgress(host.core.Callback):
     def on_epoch_begin(self, epoch: int) -> None:
         self.progress.update(self.task, epoch=str(epoch))
 
-    def on_batch_end(self, logs: Any, loss: float, batch_id: int, is_training: bool = True) -> None:
+    def on_batch_end(self, logs: host.core.Interaction, loss: float, batch_id: int, is_training: bool = True) -> None:
         if is_training:
             self.progress.advance(self.task)
 
-    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+    def on_epoch_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
         if self.trainer.validation_data is None or self.trainer.validation_freq <= 0:
             self._show("train", loss, logs)
 
-    def on_validation_end(self, loss: float, logs: Any, epoch: int) -> None:
+    def on_validation_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
         self._show("validation", loss, logs)
 
     def on_train_end(self) -> None:
         self.stop()
 
     def stop(self) -> None:
-        """Gives the terminal back; also to be called where the training ends by an exception."""
+        """Releases the terminal, at the end of the training or after an exception."""
         self.progress.stop()
 
 
 class EpochSetter(host.core.Callback):
-    """Tells a data loader with ``set_epoch`` which epoch begins, so that a resumed run sees the batches that the
-    uninterrupted one would have seen.
+    """Calls a data loader's ``set_epoch`` before every epoch, so that a resumed run sees the same batches.
+
+    Args:
+        loader: the data loader.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -251,14 +269,13 @@ class EpochSetter(host.core.Callback):
 
 
 class EpochSeeds(host.core.Callback):
-    """Seeds all random numbers before every epoch, from the run's seed and the epoch's number.
+    """Seeds all random number generators before every epoch, from the run's seed and the epoch's number.
 
-    A run that goes on from the checkpoint of an epoch then draws what the uninterrupted one would have drawn, whatever
-    else was drawn before.
+    A run that is resumed from an epoch's checkpoint then uses the same random numbers as an uninterrupted one.
 
     Args:
         seed: the run's random seed.
-        rank: the number of this process, so that several draw different numbers.
+        rank: the number of this process, which gives every process other random numbers.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
@@ -266,10 +283,10 @@ class EpochSeeds(host.core.Callback):
         self.rank = rank
 
     def on_epoch_begin(self, epoch: int) -> None:
-        of_torch, of_numpy, of_random = np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(3)
-        torch.manual_seed(int(of_torch))
-        np.random.seed(int(of_numpy))
-        random.seed(int(of_random))
+        torch_seed, numpy_seed, python_seed = np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(3)
+        torch.manual_seed(int(torch_seed))
+        np.random.seed(int(numpy_seed))
+        random.seed(int(python_seed))
 
 
 class StepTemperature(host.core.Callback):
@@ -277,15 +294,15 @@ class StepTemperature(host.core.Callback):
 
     .. math:: \tau(t) = \max(\tau_{\min}, \tau_0 \exp(-r\,t)) .
 
-    It depends on the step alone, so a resumed run goes on where it was. An initial temperature below the
-    minimum is kept.
+    It depends on the step alone, so that a resumed run continues with the same temperatures. An initial temperature
+    below the minimum is kept.
 
     Args:
-        agent: what has the attribute, for instance EGG's GumbelSoftmaxWrapper.
-        batches_per_epoch: steps per epoch.
-        decay: r, per step.
+        agent: the agent that has the attribute, for instance EGG's GumbelSoftmaxWrapper.
+        batches_per_epoch: the number of steps per epoch.
+        decay: the decay r per step.
         minimum: the lowest temperature.
-        update_frequency: steps between updates.
+        update_frequency: the number of steps between updates.
 
     Source: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax" (ICLR 2017), appendix.
     """
@@ -311,16 +328,16 @@ class StepTemperature(host.core.Callback):
         self.epoch = epoch
         self._set((epoch - 1) * self.batches_per_epoch)
 
-    def on_batch_end(self, logs: Any, loss: float, batch_id: int, is_training: bool = True) -> None:
+    def on_batch_end(self, logs: host.core.Interaction, loss: float, batch_id: int, is_training: bool = True) -> None:
         if is_training:
             self._set((self.epoch - 1) * self.batches_per_epoch + batch_id + 1)
 
 
 class Schedule(host.core.Callback):
-    """Sets an attribute of an object before every epoch, by a function of the epoch.
+    """Sets an attribute of an object before every epoch to a function of the epoch.
 
-    An entropy coefficient that starts high and falls keeps supports from collapsing to one message early on. A fixed
-    temperature (``support=None``) that falls makes supports smaller.
+    An entropy coefficient that starts high and falls keeps supports from collapsing to one message early on. A falling
+    temperature, of a wrapper without support control (``support=None``), makes supports smaller.
 
     Args:
         obj: the object, for instance a game or a wrapper.
@@ -340,7 +357,7 @@ class Schedule(host.core.Callback):
 
     def __init__(self, obj: Any, attribute: str, fn: Callable[[int], Any]) -> None:
         if not hasattr(obj, attribute):
-            raise TypeError(f"obj must have the attribute {attribute}, {type(obj).__name__} has none")
+            raise TypeError(f"obj must have the attribute {attribute}, but {type(obj).__name__} lacks it")
         self.obj = obj
         self.attribute = attribute
         self.fn = fn
@@ -357,13 +374,14 @@ class SupportSchedule(host.core.Callback):
 
     Args:
         sender: the wrapper: SparsemaxWrapper, TopKSparsemaxWrapper or SparseMAPBitVectorWrapper.
-        start: the floor at first.
-        end: the floor in the end.
-        over: the number of the sender's training steps in which it falls; None for 40 % of them, by EGG's option
-            ``--n_epochs``, the length of the training data and, in a population, the number of senders.
+        start: the first floor.
+        end: the last floor.
+        over: the number of the sender's training steps in which the floor falls; None for 40 % of them, as computed
+            from EGG's option ``--n_epochs``, the length of the training data and, in a population, the number of
+            senders.
 
     Raises:
-        TypeError: a sender without support control.
+        TypeError: the sender has no support control.
         ValueError: ``over`` is None and the training data has no length.
 
     Example:
@@ -382,14 +400,14 @@ class SupportSchedule(host.core.Callback):
         self.start = start
         self.end = end
         self.over = over
-        Geometric(over or 1, start, end)  # which checks them
+        Geometric(over or 1, start, end)  # checks the arguments
 
-    def on_train_begin(self, trainer_instance: Any) -> None:
+    def on_train_begin(self, trainer_instance: host.core.Trainer) -> None:
         super().on_train_begin(trainer_instance)
         over = self.over
         if over is None:
             try:
-                batches = len(trainer_instance.train_data)
+                batches = len(trainer_instance.train_data)  # type: ignore[arg-type]
             except TypeError:
                 raise ValueError("over must be a number of steps, since the training data has no length") from None
             game = getattr(trainer_instance.game, "module", trainer_instance.game)

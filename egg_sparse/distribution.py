@@ -1,4 +1,4 @@
-"""SparseDistribution: the non-zero terms of a batch of distributions over messages."""
+"""SparseDistribution: a batch of distributions over messages, stored as their supports."""
 
 from __future__ import annotations
 
@@ -18,31 +18,28 @@ _REMEDY = (
 class SparseDistribution(Distribution):
     r"""A batch of distributions over messages, stored as their supports.
 
-    For every example b it holds the messages :math:`m_{kb}` of non-zero probability
-    :math:`p_{kb}`, padded to the largest support K in the batch, so that
+    For every example b it contains the messages :math:`m_{kb}` of non-zero probability :math:`p_{kb}`, padded to the
+    largest support K in the batch, so that
 
     .. math:: \mathbb{E}_{m \sim p_b}[f(m)] = \sum_{k=1}^{K} p_{kb}\, f(m_{kb})
 
-    is exact, with as few terms as the distribution has. The leading K follows
-    :meth:`torch.distributions.Distribution.enumerate_support`.
+    is exact. The leading K follows :meth:`torch.distributions.Distribution.enumerate_support`.
 
     Args:
-        messages: the support. ``(K, B)`` long symbol ids, or ``(K, B, D)`` floating-point
-            vectors (bit-vectors or one-hot symbols). Row 0 is the most probable message, and no
-            message occurs twice in an example's support. Padding holds the message of row 0, so
-            that no message of probability 0 is ever played.
-        probs: ``(K, B)`` floating point, non-negative, every column in descending order and
-            summing to 1. Padding has probability exactly 0. Differentiable. Half precision
-            becomes float32: a sum of probabilities that are rounded to it is not 1.
+        messages: the supports: ``(K, B)`` long symbol ids, or ``(K, B, D)`` floating-point vectors (bit-vectors or
+            one-hot symbols). Row 0 is the most probable message, and no message occurs twice in a support. Padding
+            repeats the message of row 0, so that no message of probability 0 is ever played.
+        probs: the probabilities, ``(K, B)`` floating point, differentiable: non-negative, every column in descending
+            order and summing to 1. Padding has probability exactly 0. Half precision becomes float32, since
+            probabilities that are rounded to it do not sum to 1.
         vocab_size: the number of symbols that the sender can choose from; None if unknown.
-        validate_args: whether the values are checked, which synchronises with the device, and
-            other messages in the padding replaced by those of row 0. Without it the caller
-            vouches for both.
+        validate_args: whether the values are checked, which synchronizes with the device, and other messages in the
+            padding are replaced by those of row 0. Without validation the caller is responsible for both.
 
     Raises:
         TypeError: ``messages`` or ``probs`` are not tensors of the types above.
-        ValueError: their shapes disagree, K is 0, ``probs`` are not as described, a message is
-            repeated, or a symbol is not in 0, ..., vocab_size - 1.
+        ValueError: the shapes disagree, K is 0, ``probs`` are not as described, a message is repeated, or a symbol is
+            not in 0, ..., vocab_size - 1.
 
     Example:
         >>> d = SparseDistribution(torch.tensor([[4, 0], [1, 2]]), torch.tensor([[0.75, 1.0], [0.25, 0.0]]))
@@ -86,14 +83,14 @@ class SparseDistribution(Distribution):
         self.messages = messages
         self.probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
         self.vocab_size = vocab_size
-        #: ``(K, B)`` without gradient, of supports that were bounded by resampling: 1 over the probability that the
-        #: message was drawn. None of others.
+        #: ``(K, B)`` without gradient, for supports that were bounded by resampling: the reciprocal of the probability
+        #: that the message was sampled. None for other supports.
         self.ratios: torch.Tensor | None = None
-        #: ``(B,)`` bool, of mappings that may leave terms out: where they left out none. None of other mappings.
+        #: ``(B,)`` bool, for mappings that may drop messages: whether they dropped none. None for other mappings.
         self.is_exact: torch.Tensor | None = None
-        #: ``(B,)``, of mappings that iterate: by how much, at most, their objective is below its optimum. Else None.
+        #: ``(B,)``, for mappings that iterate: a bound on the distance of the objective from its optimum. Else None.
         self.duality_gap: torch.Tensor | None = None
-        #: The :class:`egg_sparse.support.SupportControl` of the sender, in training; None without one.
+        #: The sender's :class:`egg_sparse.support.SupportControl`, in training; None without one.
         self.control: Any = None
         super().__init__(probs.shape[1:], messages.shape[2:], validate_args=validate_args)
         if self._validate_args:
@@ -147,7 +144,7 @@ class SparseDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """The set that messages come from, as torch.distributions names it."""
+        """The set of possible messages, as a constraint of torch.distributions."""
         if self.messages.is_floating_point():
             return constraints.independent(constraints.real, 1)
         if self.vocab_size is not None:
@@ -156,17 +153,17 @@ class SparseDistribution(Distribution):
 
     @property
     def mask(self) -> torch.Tensor:
-        """``(K, B)`` bool: True at the terms, False at the padding."""
+        """``(K, B)`` bool: True in the support, False in the padding."""
         return self.probs > 0
 
     @property
     def weights(self) -> torch.Tensor:
-        """``(K, B)``: what expectations multiply with. ``probs``, times ``ratios`` of a resampled support."""
+        """``(K, B)``: the weights of expectations: ``probs``, multiplied by ``ratios`` if the support was resampled."""
         return self.probs if self.ratios is None else self.ratios * self.probs
 
     @property
     def support_size(self) -> torch.Tensor:
-        """``(B,)`` long: how many messages have a non-zero probability."""
+        """``(B,)`` long: the number of messages of non-zero probability."""
         return self.mask.sum(0)
 
     @property
@@ -196,8 +193,8 @@ class SparseDistribution(Distribution):
         """The distribution of one example, repeated for a batch of ``batch_shape`` (B,).
 
         Raises:
-            ValueError: there are several examples and B is not their number, or ``batch_shape`` has not one axis:
-                supports are stored per example, as ``(K, B)``.
+            ValueError: there are several examples and B is not their number, or ``batch_shape`` does not have exactly
+                one axis.
         """
         shape = torch.Size(batch_shape)
         if len(shape) != 1 or self.probs.shape[1] not in (1, shape[0]):
@@ -215,7 +212,7 @@ class SparseDistribution(Distribution):
     def to(self, target: torch.device | torch.dtype | str | int) -> SparseDistribution:
         """The distribution on another device, or of another floating-point type.
 
-        A type applies to ``probs``, which stay at least float32, and to vector messages; symbol ids stay long.
+        A type applies to ``probs``, which stay at least float32, and to vector messages; symbol ids stay integers.
         """
         if not isinstance(target, torch.dtype):
             ratios = None if self.ratios is None else self.ratios.to(target)
@@ -241,24 +238,23 @@ class SparseDistribution(Distribution):
         return mapped
 
     def enumerate_support(self, expand: bool = True) -> torch.Tensor:
-        """``(K, B)`` or ``(K, B, D)``: all terms, padding included.
+        """``(K, B)`` or ``(K, B, D)``: the supports, padding included.
 
-        The support depends on the example, so it cannot be had unexpanded.
+        Raises:
+            ValueError: ``expand`` is False: every example has its own support.
         """
         if not expand:
-            raise ValueError("expand must be True: every example has a support of its own")
+            raise ValueError("expand must be True: every example has its own support")
         return self.messages
 
     def expectation(self, values: torch.Tensor) -> torch.Tensor:
-        r""":math:`\sum_k w_{kb}\, v_{kb}`, for values of every term.
+        r"""The expectation :math:`\sum_k w_{kb}\, v_{kb}` of a value of every message.
 
-        The weights w are the probabilities; of a resampled support, they make this an unbiased estimate.
-
-        What stands in a padded row, NaN and infinities included, changes neither the result nor
-        any gradient.
+        The weights w are the probabilities; for a resampled support they make this an unbiased estimate. Values at the
+        padding, NaN and infinities included, change neither the result nor any gradient.
 
         Args:
-            values: ``(K, B, ...)``.
+            values: the values, ``(K, B, ...)``.
 
         Returns:
             ``(B, ...)``, of the type that ``probs`` and ``values`` promote to.
@@ -276,11 +272,11 @@ class SparseDistribution(Distribution):
         return 0.0 - (self.probs * torch.where(self.mask, self.probs, 1.0).log()).sum(0)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log-probability in nats; ``-inf`` for a message outside the support.
+        """The log-probability in nats; ``-inf`` for a message outside the support.
 
         Args:
-            value: ``(*sample_shape, B)`` symbol ids or ``(*sample_shape, B, D)`` vectors, or what broadcasts to
-                these: a single symbol, for instance, is looked up for every example.
+            value: the messages, ``(*sample_shape, B)`` symbol ids or ``(*sample_shape, B, D)`` vectors, or a tensor
+                that broadcasts to these, such as a single symbol for all examples.
 
         Returns:
             ``(*sample_shape, B)``.
@@ -311,8 +307,9 @@ class SparseDistribution(Distribution):
         r"""``(B,)``, in nats: :math:`-\sum_k p_{kb} \log q_b(m_{kb})`, infinite where q lacks a message of p.
 
         Args:
-            other: q, another SparseDistribution (supports need not agree), or any distribution over such messages:
-                a ``Categorical`` over symbols, ``Independent(Bernoulli(...), 1)`` over bit-vectors.
+            other: the distribution q: another SparseDistribution, whose supports may differ, or any distribution over
+                messages of this kind, such as a ``Categorical`` over symbols or ``Independent(Bernoulli(...), 1)`` over
+                bit-vectors.
 
         Raises:
             ValueError: ``other`` is over messages of another kind, or of another batch size.
@@ -326,7 +323,7 @@ class SparseDistribution(Distribution):
         return self.expectation(-self._log_prob_under(other))
 
     def _log_prob_under(self, other: Distribution) -> torch.Tensor:
-        """``(K, B)``: another distribution's log-probability of every message of this support."""
+        """``(K, B)``: another distribution's log-probability of every message in this support."""
         if other.event_shape != self.event_shape:
             raise ValueError(
                 f"other must be over messages of shape {tuple(self.event_shape)}, got {tuple(other.event_shape)}"
@@ -350,15 +347,15 @@ class SparseDistribution(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> torch.Tensor:
-        """``(*sample_shape, B)`` or ``(*sample_shape, B, D)``: messages drawn from the support."""
+        """``(*sample_shape, B)`` or ``(*sample_shape, B, D)``: sampled messages."""
         shape = torch.Size(sample_shape)
         batch = self.probs.shape[1]
         if batch == 0 or shape.numel() == 0:
             return self.messages.new_empty(shape + self.batch_shape + self.event_shape)
         weights = self.probs.t().to(torch.promote_types(self.probs.dtype, torch.float32))
         rows = torch.multinomial(weights, shape.numel(), replacement=True).t()
-        drawn = self.messages[rows, torch.arange(batch, device=rows.device)]
-        return drawn.view(shape + self.batch_shape + self.event_shape)
+        sampled = self.messages[rows, torch.arange(batch, device=rows.device)]
+        return sampled.view(shape + self.batch_shape + self.event_shape)
 
 
 @register_kl(SparseDistribution, Distribution)

@@ -1,25 +1,26 @@
-r"""Support control: a floor under the number of messages that keep a non-zero probability while a sender learns.
+r"""Support control: a floor under the number of messages of non-zero probability while a sender learns.
 
-A sparse mapping gives a sender a gradient only through the messages in its support. Where the support falls to one
-message, learning stops. Its size depends on the agent, the learning rate and the loss, so that no fixed temperature
-suits every game. A controller chooses the temperature T that the scores are divided by:
+A sparse mapping gives a sender a gradient only through the messages in its support. If the support falls to one
+message, learning stops. The size of the support depends on the agent, the learning rate and the loss, so that no fixed
+temperature suits every game. A controller therefore chooses the temperature T that divides the scores:
 
-- The first training batch fixes where it begins: at the T with 64 messages (at most 0.9 of all) in the mean support, so
-  that learning begins with many messages, whatever the scale of the agent's scores.
-- From then on the support falls, but not below a floor f, which falls as training goes on. After every step, with the
+- The first training batch determines the first temperature, T_first. It gives a mean support of 64 messages (at most
+  0.9 of all), so that learning begins with many messages, whatever the scale of the agent's scores.
+- From then on the support may fall, but not below a floor f, which falls during training. After every step, with the
   mean support s of the batch,
 
       T <- max(min(1, T_first), T exp(clip(0.3 log(f / s), -0.04, 0.1))),
       v <- clip(v + 0.05 log(f / s), 0, 5),    u = max(v, w (1 - 1 / f) min(1, 4 f / s)).
 
-  The temperature acts at once. The pressure u, an entropy coefficient in units of the loss (the spread of an example's
-  losses over its messages), acts on what the sender learns: it balances the loss's own gradient, which otherwise makes
-  the scores grow, and the temperature with them, until the sender hardly moves. v grows where the support is below the
-  floor. The second term, the least pressure, shrinks with the floor, and further where the support is more than four
-  times the floor.
-- Before the messages say anything, a small support would be the same for all inputs. So w = min(1, q / 0.3), where q is
-  the share of examples whose most probable message differs from that of the first example in the batch, averaged over
-  about 20 steps. As long as it is 0, there is no least pressure, and a floor that follows the loss hardly falls.
+  The temperature acts at once. The pressure u acts on what the sender learns: it is an entropy coefficient in units of
+  the loss, that is, of the spread of an example's losses over its messages. It balances the gradient of the loss, which
+  would otherwise increase the scores, and with them the temperature, until the sender hardly changes. v grows while the
+  support is below the floor. The second term, the least pressure, decreases with the floor, and further where the
+  support is more than four times the floor.
+- Before messages differ between inputs, a small support would be the same for all inputs. The weight
+  w = min(1, q / 0.3) prevents this: q is the share of examples whose most probable message differs from that of the
+  first example in the batch, averaged over about 20 steps. While q is 0, there is no least pressure, and a floor that
+  follows the loss hardly falls.
 """
 
 from __future__ import annotations
@@ -34,38 +35,38 @@ from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
 
-#: Training steps of the sender so far -> the least mean support.
+#: A function from the number of training steps so far to the least mean support.
 Floor = Callable[[int], float]
 
 _FIRST_SUPPORT = 64.0
-_LARGEST_SHARE = 0.9  # of all messages, that a first support or a floor asks for
+_LARGEST_SHARE = 0.9  # the part of all messages that bounds the first support and every floor
 _LARGEST_TEMPERATURE = 2.0**30
 _TEMPERATURE_GAIN, _FASTEST_FALL, _FASTEST_RISE = 0.3, -0.04, 0.1
 _PRESSURE_GAIN, _LARGEST_PRESSURE = 0.05, 5.0
-_FAST, _SLOW = 20, 100  # steps over which losses are averaged
-_STILL_FALLING = 0.5  # by how much the fast average is below the slow one, in mean deviations of a batch's loss
-_LEAST_PACE = 0.3  # of a floor whose loss still falls
-_ENOUGH_VARIETY, _SLOWEST_PACE = 0.3, 0.05  # of messages; of a floor as long as there is none
-_PRESSED_ABOVE = 4.0  # times the floor, up to which the least pressure is whole
+_FAST, _SLOW = 20, 100  # the numbers of steps over which losses are averaged
+_STILL_FALLING = 0.5  # the distance of the two averages, in mean deviations, of a loss that may have stalled
+_LEAST_PACE = 0.3  # the pace of a floor while the loss falls
+_ENOUGH_VARIETY, _SLOWEST_PACE = 0.3, 0.05  # the variety of messages that suffices; the pace of a floor without any
+_PRESSED_ABOVE = 4.0  # the ratio of support and floor above which the least pressure decreases
 
 
 @dataclass(frozen=True)
 class FollowLoss:
-    r"""A floor that falls while the loss does not: fast where learning has stalled, slowly where it goes on.
+    r"""A floor that falls fast if the loss has stalled, and slowly while the loss falls.
 
-    With the game's mean losses averaged over about 20 steps (fast) and 100 steps (slow), and the mean deviation d of a
+    With the game's mean loss averaged over about 20 steps (fast) and 100 steps (slow), and the mean deviation d of a
     batch's loss, the floor is multiplied after every step by
 
     .. math::
         \exp\big(-(0.05 + 0.95 w) (0.3 + 0.7 \sigma(2 - 4 (\mathrm{slow} - \mathrm{fast}) / d)) / \mathrm{pace}\big),
 
-    with w as above: 0 as long as all examples have the same most probable message. It needs no length of training.
-    Where no game reports a loss, it falls as if learning had stalled.
+    with w as in :mod:`egg_sparse.support`, which is 0 while all examples have the same most probable message. The
+    length of the training need not be known. If no game reports a loss, the floor falls as if the loss had stalled.
 
     Args:
-        start: the floor at first; None for the square root of the number of all messages, at most 16.
-        end: the floor in the end.
-        pace: the number of steps in which the floor falls by a factor of e, once learning has stalled.
+        start: the first floor; None for the square root of the number of all messages, at most 16.
+        end: the last floor.
+        pace: the number of steps in which the floor falls by a factor of e, once the loss has stalled.
     """
 
     start: float | None = None
@@ -82,9 +83,9 @@ class OpenEnded:
     r"""A floor for trainings of unknown length: :math:`\max(\mathrm{end}, \mathrm{start} / (1 + t / \mathrm{pace}))`.
 
     Args:
-        start: the floor at first.
-        end: the floor in the end.
-        pace: the number of steps after which the floor is half of what it was.
+        start: the first floor.
+        end: the last floor.
+        pace: the number of steps after which the floor is half of the first one.
 
     Example:
         >>> [OpenEnded()(step) for step in (0, 50, 10_000)]
@@ -108,9 +109,9 @@ class Geometric:
     r"""A floor that falls geometrically, :math:`\mathrm{start}\,(\mathrm{end} / \mathrm{start})^{t / \mathrm{over}}`.
 
     Args:
-        over: the number of steps in which it falls; 40 % of the training is a good choice.
-        start: the floor at first.
-        end: the floor in the end, and from then on.
+        over: the number of steps in which the floor falls; 40 % of the training is a good choice.
+        start: the first floor.
+        end: the last floor, which stays from then on.
 
     Example:
         >>> [round(Geometric(over=100, start=16, end=1)(step), 3) for step in (0, 50, 100, 200)]
@@ -131,7 +132,7 @@ class Geometric:
 
 @dataclass(frozen=True)
 class Constant:
-    """A floor that stays.
+    """A floor that does not change.
 
     Args:
         size: the least mean support.
@@ -158,10 +159,10 @@ def _check_steps(name: str, value: float) -> None:
 
 
 def floor_of(support: Any) -> FollowLoss | Floor | None:
-    """The floor that a wrapper's option ``support`` stands for; None for None.
+    """The floor that a wrapper's option ``support`` means; None for None.
 
     Raises:
-        TypeError, ValueError: it is no number of at least 1, no schedule, and not None.
+        TypeError, ValueError: the option is neither a number of at least 1, nor a schedule, nor None.
     """
     if support is None or isinstance(support, FollowLoss) or callable(support):
         return support
@@ -178,12 +179,12 @@ class SupportControl(nn.Module):
 
     Args:
         floor: the least mean support.
-        first: the temperature at which it begins; None to find it by :meth:`calibrate`.
+        first: the first temperature; None for :meth:`calibrate` to find it.
 
     Example:
         >>> control = SupportControl(Constant(2), first=1.0)
-        >>> lonely = SparseDistribution(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4))
-        >>> control.observe(lonely, largest=10)
+        >>> one_message = SparseDistribution(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4))
+        >>> control.observe(one_message, largest=10)
         >>> round(float(control.temperature), 3), round(float(control.pressure), 3), int(control.step)
         (1.105, 0.035, 1)
     """
@@ -202,16 +203,17 @@ class SupportControl(nn.Module):
         self.register_buffer("first", torch.tensor(math.nan if first is None else float(first)))
         self.register_buffer("temperature", torch.tensor(1.0 if first is None else float(first)))
         self.register_buffer("pressure", torch.zeros(()))
-        #: log of what a floor that follows the loss has been multiplied by
+        #: the logarithm of the factor by which a floor that follows the loss has fallen
         self.register_buffer("fall", torch.zeros(()))
-        #: of the loss: fast, slow, mean deviation; NaN before the first loss
+        #: the loss's fast average, slow average and mean deviation; NaN before the first loss
         self.register_buffer("averages", torch.full((3,), math.nan))
-        #: share of examples whose most probable message is not that of the first one; NaN before the first step
+        #: the share of examples whose most probable message is not that of the first one; NaN before the first step
         self.register_buffer("variety", torch.tensor(math.nan))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self._least_pressure: torch.Tensor | float = 0.0  # of the last step
-        self._steps: int | None = 0  # the step on the host; None where it is to be read
-        self._calibrated: bool | None = first is not None  # likewise
+        self._least_pressure: torch.Tensor | float = 0.0  # in the last step
+        # copies on the host; None if they must be read from the buffers
+        self._steps: int | None = 0
+        self._calibrated: bool | None = first is not None
 
     def extra_repr(self) -> str:
         return f"floor={self.floor}"
@@ -224,7 +226,7 @@ class SupportControl(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes the controller's state. A state without one, such as that of EGG's sender, leaves it as it is."""
+        """Loads the controller's state; a state_dict without it, such as that of EGG's sender, changes nothing."""
         if any(name.startswith(prefix) for name in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
             self._steps = self._calibrated = None
@@ -238,12 +240,12 @@ class SupportControl(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, support_at: Callable[[float], torch.Tensor], largest: int) -> None:
-        """Finds the temperature at which the mean support of a batch is 64, or 0.9 of the largest one.
+        """Finds the temperature at which the mean support of a batch is 64, or 0.9 of the largest support if less.
 
-        Where none has that support, as for an agent whose scores are all the same, it is 1.
+        The temperature is 1 if none gives that support, as for an agent whose scores are all the same.
 
         Args:
-            support_at: a function from a temperature to the supports ``(B,)`` at it.
+            support_at: the function from a temperature to the support sizes ``(B,)``.
             largest: the largest number of messages that the sender can send.
         """
         target = max(1.0, min(_FIRST_SUPPORT, _LARGEST_SHARE * largest))
@@ -284,7 +286,7 @@ class SupportControl(nn.Module):
 
     @torch.no_grad()
     def observe(self, distribution: SparseDistribution, largest: int) -> None:
-        """Takes account of the support of a training step, of all processes together.
+        """Updates the controller with the support of a training step in all processes.
 
         Args:
             distribution: the distribution that the sender sent.
@@ -294,9 +296,9 @@ class SupportControl(nn.Module):
         variety = _mean(_differs_from_first(distribution.mode).to(self.fall))
         variety = torch.where(self.variety.isnan(), variety, self.variety + (variety - self.variety) / _FAST)
         self.variety.copy_(variety)
-        says_something = (variety / _ENOUGH_VARIETY).clamp(max=1)
+        weight = (variety / _ENOUGH_VARIETY).clamp(max=1)
         shortfall = log_floor - _mean(distribution.support_size.to(self.fall)).log()
-        self._least_pressure = says_something * (1 - (-log_floor).exp())
+        self._least_pressure = weight * (1 - (-log_floor).exp())
         self._least_pressure *= (_PRESSED_ABOVE * shortfall.exp()).clamp(max=1)
         change = (_TEMPERATURE_GAIN * shortfall).clamp(_FASTEST_FALL, _FASTEST_RISE).exp()
         changed = (self.temperature * change).clamp(max=_LARGEST_TEMPERATURE)
@@ -307,14 +309,14 @@ class SupportControl(nn.Module):
             falling = torch.nan_to_num((slow - fast) / deviation.clamp(min=1e-12))
             stalled = torch.sigmoid(4 * (_STILL_FALLING - falling))
             stalled = torch.where(fast.isnan(), 1.0, stalled)
-            pace = (_LEAST_PACE + (1 - _LEAST_PACE) * stalled) * (_SLOWEST_PACE + (1 - _SLOWEST_PACE) * says_something)
+            pace = (_LEAST_PACE + (1 - _LEAST_PACE) * stalled) * (_SLOWEST_PACE + (1 - _SLOWEST_PACE) * weight)
             self.fall -= pace / self.floor.pace
         self.step += 1
         self._steps = 1 + (self._steps or 0)
 
     @torch.no_grad()
     def follow(self, losses: torch.Tensor) -> None:
-        """Takes account of the losses ``(B,)`` of a training step, of all processes together."""
+        """Updates the averages of the loss with the losses ``(B,)`` of a training step in all processes."""
         loss = _mean(losses.to(self.fall))
         fast, slow, deviation = self.averages
         first = fast.isnan()
@@ -324,21 +326,21 @@ class SupportControl(nn.Module):
         self.averages.copy_(torch.where(loss.isfinite(), torch.stack((fast, slow, deviation)), self.averages))
 
     def entropy_coefficient(self, spread: torch.Tensor, of_actions: bool = False) -> torch.Tensor:
-        """The pressure u in units of the loss: times the mean, over all processes, of the spread ``(B,)`` of losses.
+        """The pressure in units of the loss: the product of the pressure and the mean spread in all processes.
 
         Args:
-            spread: the standard deviation of each example's losses over its messages.
-            of_actions: whether the losses are those of the receiver's random actions, which make up most of their
-                spread. The pressure is then v, which acts where the support is below the floor.
+            spread: the standard deviation ``(B,)`` of each example's losses over its messages.
+            of_actions: whether the receiver acts, so that its random actions cause most of the spread. If so, the
+                pressure is v, which acts only while the support is below the floor; if not, it is u.
         """
         pressure = self.pressure if of_actions else self.pressure.clamp(min=self._least_pressure)
         return pressure * _mean(spread.to(self.pressure))
 
 
 def _differs_from_first(messages: torch.Tensor) -> torch.Tensor:
-    """``(B,)`` bool: whether an example's message is not that of the first example, of all processes.
+    """Whether each example's message is not that of the first example of the first process, ``(B,)`` bool.
 
-    True for a single example, of which nothing can be said.
+    True for a single example, which cannot be compared.
     """
     if len(messages) == 1 and not _has_several_processes():
         return torch.ones(1, dtype=torch.bool, device=messages.device)
@@ -354,7 +356,7 @@ def _has_several_processes() -> bool:
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean of the values ``(B,)`` of all processes."""
+    """The mean of the values ``(B,)`` over all processes."""
     if not _has_several_processes():
         return values.mean()
     total = torch.stack((values.sum(), torch.full_like(values.sum(), len(values))))
