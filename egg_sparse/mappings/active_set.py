@@ -258,7 +258,8 @@ class _Solver(Generic[A]):
         self.examples: A = self.rows  # the example in each row
         self.stalled: A = self.rows < 0  # the gap of these examples is a rounding error
         self._limits = torch.finfo(as_tensor(x).dtype)
-        self._least_distance, self._tiny_distance = x.shape[1] * _DEPENDENT, x.shape[1] * self._limits.eps
+        self._least_distance: float = x.shape[1] * _DEPENDENT
+        self._tiny_distance: float = x.shape[1] * self._limits.eps
         self.oracle: _CheckedOracle[A] = _CheckedOracle(oracle, x)
         self._allocate(min(max(_FIRST_SLOTS[0], x.shape[1]), _FIRST_SLOTS[1]))
         structures, extra = self.oracle(x, self.examples)
