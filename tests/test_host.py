@@ -22,6 +22,7 @@ def python(code, path=None, **environment):
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=variables)
 
 
+@pytest.mark.slow
 def test_standin_forced():
     result = python(SAY, EGG_SPARSE_HOST="standin")
     assert result.stdout == "egg_sparse.standin | egg_sparse's stand-in for egg.core\n"

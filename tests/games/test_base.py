@@ -121,6 +121,7 @@ class TestMetrics:
             game(*batch_of(5, 0))
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_receiver_is_forgotten_with_it(caplog):
     """Python gives the identity of an object that is gone to a new one."""
     caplog.set_level("INFO", logger="egg_sparse")

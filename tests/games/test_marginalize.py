@@ -77,6 +77,7 @@ def test_exact_and_shared(core, build):
     assert {id(p) for p in converted.parameters()} == {id(p) for p in game.parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [reinforced, relaxed])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_trains_with_an_optimizer_built_before_or_after(core, build, when):
