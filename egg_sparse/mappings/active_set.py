@@ -184,7 +184,7 @@ def _shape(value: Any) -> str:
 
 
 class _CheckedOracle(Generic[A]):
-    """The oracle of a user for arrays, called for the examples that are not solved, with checks of its results."""
+    """A user's oracle with checks of its results, called with arrays of the examples that are not solved."""
 
     def __init__(self, oracle: Oracle, scores: A) -> None:
         self._oracle = self._oracle_of_all = oracle
@@ -218,7 +218,7 @@ class _CheckedOracle(Generic[A]):
         return (structures[examples], extra[examples]) if whole_batch else (structures, extra)
 
     def refuse(self, structures: A, extra: A, gap: A) -> NoReturn:
-        """Raises ValueError with what is wrong with structures, the extra scores of all, or their gap."""
+        """Raises ValueError, which names what is wrong with the oracle's structures, its extra scores, or the gap."""
         found = as_tensor(structures)
         found = found[(found != 0) & (found != 1)]
         if len(found):
@@ -259,7 +259,7 @@ class _Solver(Generic[A]):
         self.stalled: A = self.rows < 0  # the gap of these examples is a rounding error
         self._limits = torch.finfo(as_tensor(x).dtype)
         self._least_distance: float = x.shape[1] * _DEPENDENT
-        self._tiny_distance: float = x.shape[1] * self._limits.eps
+        self._rounding_distance: float = x.shape[1] * self._limits.eps
         self.oracle: _CheckedOracle[A] = _CheckedOracle(oracle, x)
         self._allocate(min(max(_FIRST_SLOTS[0], x.shape[1]), _FIRST_SLOTS[1]))
         structures, extra = self.oracle(x, self.examples)
@@ -333,7 +333,7 @@ class _Solver(Generic[A]):
         active, probs = self.structures[:, :n], self.probs[:, :n]
         products, norms = matvec(active, structure), structure.sum(1)
         weights, distance = self.inverse.project(products, norms)
-        direction, full_step = -weights[:, 1:], gap / (2 * distance).clip(self._tiny_distance)
+        direction, full_step = -weights[:, 1:], gap / (2 * distance).clip(self._rounding_distance)
         if unsettled is not None:
             values = (matvec(active, self.x + 1) + self.extra[:, :n]) / 2
             direction = self._xp.where(unsettled[:, None], self.inverse.solve(values) - probs, direction)

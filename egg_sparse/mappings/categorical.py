@@ -1,12 +1,12 @@
 """Distributions over the symbols of a vocabulary: softmax, sparsemax, 1.5-entmax and alpha-entmax.
 
-All four solve, for scores x of every example,
+All four solve, for the scores x of each example,
 
     p = argmax_{p in the simplex}  <p, x> + H_alpha(p),
 
-with the Tsallis entropy H_alpha: alpha = 1 is softmax, 1.5 is 1.5-entmax, 2 is sparsemax. Above 1 most
-probabilities are exactly 0. The projections are those of the entmax package; this file turns their dense result
-into the terms that are not zero, and has their gradients, which can be differentiated again.
+with the Tsallis entropy H_alpha: alpha = 1 is softmax, 1.5 is 1.5-entmax, 2 is sparsemax. For alpha > 1 most
+probabilities are exactly 0. The entmax package computes the projections; this module turns its dense results into
+supports and defines gradients that can be differentiated again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _COLUMNS = "V symbols"
 
 
 def softmax(scores: torch.Tensor) -> SparseDistribution:
-    r"""Every symbol, in proportion to :math:`\exp(x_i)`.
+    r"""Softmax: :math:`p_i \propto \exp(x_i)`.
 
-    Not sparse: all symbols whose probability does not underflow are in the support, so that a game
-    plays them all. It is the dense baseline of the paper.
+    It is not sparse: all symbols whose probability does not underflow are in the support, and a game plays them all.
+    It is the dense baseline of the paper.
 
     Args:
         scores: ``(B, V)``, floating point, finite; V symbols.
@@ -37,7 +37,8 @@ def softmax(scores: torch.Tensor) -> SparseDistribution:
         least float32.
 
     Raises:
-        TypeError, ValueError: scores of another type or shape, NaN or infinite.
+        TypeError: scores that are not a floating-point tensor.
+        ValueError: scores of another shape, NaN or infinite.
 
     Example:
         >>> softmax(torch.tensor([[0.0, 1.0]])).probs.squeeze().tolist()  # doctest: +ELLIPSIS
@@ -52,15 +53,15 @@ def sparsemax(scores: torch.Tensor) -> SparseDistribution:
     .. math:: p = \arg\min_{p \in \triangle} \|p - x\|^2 .
 
     Args:
-        scores: ``(B, V)``, floating point, finite. Adding a constant changes nothing; multiplying
-            by one does: the larger the differences, the smaller the support.
+        scores: ``(B, V)``, floating point, finite. The larger their differences, the smaller the support.
 
     Returns:
         SparseDistribution with messages ``(K, B)`` long, most probable first, ties by lower id, and
         probabilities in at least float32.
 
     Raises:
-        TypeError, ValueError: scores of another type or shape, NaN or infinite.
+        TypeError: scores that are not a floating-point tensor.
+        ValueError: scores of another shape, NaN or infinite.
 
     Example:
         >>> d = sparsemax(torch.tensor([[0.1, 1.0, 0.6, -2.0]]))
@@ -83,7 +84,8 @@ def entmax15(scores: torch.Tensor) -> SparseDistribution:
         probabilities in at least float32.
 
     Raises:
-        TypeError, ValueError: scores of another type or shape, NaN or infinite.
+        TypeError: scores that are not a floating-point tensor.
+        ValueError: scores of another shape, NaN or infinite.
 
     Example:
         >>> entmax15(torch.tensor([[0.0, 1.0, -4.0]])).support_size
@@ -97,8 +99,8 @@ def entmax15(scores: torch.Tensor) -> SparseDistribution:
 def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribution:
     r"""Alpha-entmax for any alpha > 1: :math:`p_i = [(\alpha - 1) x_i - \tau]_+^{1/(\alpha - 1)}`.
 
-    1.5 and 2 given as numbers use the closed forms; everything else a bisection to the precision of
-    the type. Differentiable with respect to a tensor alpha as well.
+    The numbers 1.5 and 2 have closed forms; other values, and tensors, need a bisection to the precision of the dtype.
+    The result is differentiable with respect to a tensor alpha as well.
 
     Args:
         scores: ``(B, V)``, floating point, finite.
@@ -109,7 +111,8 @@ def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribut
         probabilities in at least float32.
 
     Raises:
-        TypeError, ValueError: scores of another type or shape, NaN or infinite; alpha not above 1.
+        TypeError: scores or a tensor alpha that are not floating point.
+        ValueError: scores of another shape, NaN or infinite; alpha of another shape, or not above 1.
 
     Example:
         >>> entmax(torch.tensor([[0.0, 1.0, -3.0]]), alpha=1.2).support_size
@@ -143,14 +146,14 @@ def entmax(scores: torch.Tensor, alpha: float | torch.Tensor) -> SparseDistribut
 def _project(
     projection: Callable[..., torch.Tensor], scores: torch.Tensor, alpha: float | torch.Tensor
 ) -> torch.Tensor:
-    """The projection, a function of the entmax package, of scores (B, V), with alpha a number or (B, 1)."""
+    """The probabilities (B, V) of scores (B, V), by a function of the entmax package; alpha is a number or (B, 1)."""
     constant = alpha.detach() if isinstance(alpha, torch.Tensor) else alpha
     probs: torch.Tensor = _Projection.apply(_stable(scores, constant), alpha, projection)
     return probs
 
 
 class _Projection(torch.autograd.Function):
-    """Probabilities of the entmax package, whose own gradients cannot be differentiated again."""
+    """The entmax package's probabilities, with a gradient that can be differentiated again, unlike the package's."""
 
     @staticmethod
     def forward(
@@ -171,7 +174,7 @@ class _Projection(torch.autograd.Function):
         alpha = alphas[0] if alphas else ctx.alpha
         positive = probs > 0
         safe = torch.where(positive, probs, 1)
-        # dp_i / dx_j = weight_i [i = j] - weight_i share_j, with the weights p^(2 - alpha)
+        # dp_i / dx_j = weight_i [i = j] - weight_i share_j with the weights p^(2 - alpha) and their shares of the sum
         if not alphas and alpha == 2:
             weights = positive.to(probs.dtype)
         elif not alphas and alpha == 1.5:
@@ -180,21 +183,21 @@ class _Projection(torch.autograd.Function):
             weights = safe ** (2 - alpha) * positive
         total = weights.sum(-1, keepdim=True)
         weighted = grad_probs * weights
-        grad = weighted - weights * (weighted.sum(-1, keepdim=True) / total)
+        grad_scores = weighted - weights * (weighted.sum(-1, keepdim=True) / total)
         if not ctx.needs_input_grad[1]:
-            return grad, None, None
+            return grad_scores, None, None
         share, entropy_terms = weights / total, probs * safe.log()
-        of_scale = probs - share
-        of_power = entropy_terms - share * entropy_terms.sum(-1, keepdim=True)
-        of_alpha = of_scale / (alpha - 1) ** 2 - of_power / (alpha - 1)
-        return grad, (grad_probs * of_alpha).sum(-1, keepdim=True), None
+        by_scale = probs - share
+        by_power = entropy_terms - share * entropy_terms.sum(-1, keepdim=True)
+        by_alpha = by_scale / (alpha - 1) ** 2 - by_power / (alpha - 1)  # dp / dalpha, through factor and exponent
+        return grad_scores, (grad_probs * by_alpha).sum(-1, keepdim=True), None
 
 
 def _stable(scores: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
-    """The same problem with its largest score at 0 and its hopeless ones within reach.
+    """Scores with the same probabilities and gradients, the largest 0 and all others at least -2 / (alpha - 1).
 
-    A score of 1 / (alpha - 1) or more below the largest has probability 0, so nothing changes, neither
-    values nor gradients; the projections then neither cancel nor overflow, whatever the scores' scale.
+    A score of 1 / (alpha - 1) or more below the largest has probability 0, so that clipping changes nothing. The
+    projections then neither cancel nor overflow, whatever the scores' scale.
     """
     shifted = scores - scores.detach().amax(-1, keepdim=True)
     floor = -2 / (alpha - 1)
@@ -204,7 +207,7 @@ def _stable(scores: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
 def _distribution(
     scores: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor], alpha: torch.Tensor | None = None
 ) -> SparseDistribution:
-    """The support of ``normalize(scores)``, sorted, found with one device synchronisation."""
+    """The support of ``normalize(scores)``, sorted, with one device synchronization."""
     check_scores(scores, _COLUMNS)
     batch, vocab_size = scores.shape
     x, finite = working_copy(scores)

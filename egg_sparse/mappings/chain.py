@@ -23,7 +23,7 @@ def sparsemap_chain(
     max_iter: int = MAX_ITER,
     tol: float = TOL,
 ) -> SparseDistribution:
-    r"""SparseMAP over binary sequences with a score per bit and one per pair of neighbouring bits,
+    r"""SparseMAP over binary sequences with a score per bit and one per pair of neighboring bits,
 
     .. math:: \max_{p} \sum_{z \in \{0, 1\}^D} p_z \Big(\sum_i x_i z_i + \sum_i t_i z_i z_{i+1}\Big)
         - \tfrac12 \|\mu\|^2 - \tfrac12 \|1 - \mu\|^2, \qquad \mu = \sum_z p_z z .

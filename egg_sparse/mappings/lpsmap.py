@@ -1,8 +1,8 @@
-"""SparseMAP through the lp-sparsemap package, where that is installed: one example after the other, on the CPU.
+"""SparseMAP by the optional lp-sparsemap package, the reference for the native solvers.
 
-The reference that the native solvers are compared with. Its generic sequence factor has one variable per bit and
-state and one score per pair of neighbouring states, which expresses chains, and independent bits where those scores
-are 0. Its budget factor has marginals in closed form, and no distribution.
+It solves one example after the other, on the CPU. Its generic sequence factor has a variable for each bit and state and
+a score for each pair of neighboring states: it expresses chains, and independent bits if these scores are 0. Its budget
+factor has marginals in closed form, but no distribution.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SOLVERS = ("native", "lpsmap")
 
 
 def check_solver(solver: str) -> None:
-    """Raises ValueError unless there is such a solver."""
+    """Raises ValueError unless the solver is known."""
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
 
 
 def import_factors() -> tuple[Any, Any]:
-    """lp-sparsemap's factor graph and sequence factor.
+    """The classes of lp-sparsemap's factor graph and sequence factor.
 
     Raises:
-        ImportError: it is not installed, with how to get it.
+        ImportError: the package is not installed; the error says how to get it.
     """
     try:
         from lpsmap.ad3ext.sequence import PFactorSequence
@@ -108,22 +108,22 @@ class _Sequence(torch.autograd.Function):
         if grad_probs is None:
             return None, None, None
         grads = grad_probs.detach().cpu().double().numpy()
-        of_values = np.zeros_like(grads)
+        grad_scores = np.zeros_like(grads)
         for example, ((_, factor), order) in enumerate(zip(ctx.factors, ctx.orders, strict=True)):
-            of_found, product = np.zeros(len(order)), np.zeros(len(order))
-            of_found[order] = grads[: len(order), example]
-            factor.q_vec(of_found, product)
-            of_values[: len(order), example] = product[order]
+            grad_found, product = np.zeros(len(order)), np.zeros(len(order))
+            grad_found[order] = grads[: len(order), example]
+            factor.q_vec(grad_found, product)
+            grad_scores[: len(order), example] = product[order]
         (messages,) = ctx.saved_tensors
-        weighted = torch.from_numpy(of_values).to(messages)[:, :, None] * messages
+        weighted = torch.from_numpy(grad_scores).to(messages)[:, :, None] * messages
         return weighted.sum(0), (weighted[..., :-1] * messages[..., 1:]).sum(0), None
 
 
 class _Budget(torch.autograd.Function):
-    """Marginals (B, D).
+    """Marginals (B, D) under a budget.
 
-    lp-sparsemap's budget factor has no off-indicators: max <y, mu> - 1/2 ||mu||^2, which for y = (x + 1) / 2 is half
-    the problem with both.
+    lp-sparsemap's budget factor has no off-indicators. Its problem max <y, mu> - 1/2 ||mu||^2 is, for y = (x + 1) / 2,
+    half of the problem with both indicators.
     """
 
     @staticmethod
@@ -144,5 +144,5 @@ class _Budget(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_mu: torch.Tensor) -> tuple[torch.Tensor, None]:
         grads = grad_mu.detach().cpu().double().numpy()
-        of_scores = [factor.jacobian_vec(grad)[0] for (_, factor), grad in zip(ctx.factors, grads, strict=True)]
-        return torch.from_numpy(np.array(of_scores).reshape(grads.shape) / 2).to(ctx.like), None
+        grad_scores = [factor.jacobian_vec(grad)[0] for (_, factor), grad in zip(ctx.factors, grads, strict=True)]
+        return torch.from_numpy(np.array(grad_scores).reshape(grads.shape) / 2).to(ctx.like), None

@@ -1,22 +1,22 @@
 r"""Bounding a support without bias, in one of two ways.
 
-Resampling: some messages are drawn, and weighed so that expectations stay right on average. Of a distribution p with
-more than K messages the K that are played are drawn with inclusion probabilities
+Resampling draws some of the messages and weighs them so that expectations stay unbiased. From a distribution p with
+more than K messages it draws K by systematic sampling, with the inclusion probabilities
 
     q_m = min(1, c p_m),    c such that they sum to K,
 
-by systematic sampling, and weighed by p_m / q_m: those with c p_m >= 1 are kept as they are, the others share what is
-left in equal weights of 1 / c. Since E[1 / q_m] over draws is 1, sum_m p_m f_m / q_m over those drawn is an unbiased
-estimate of E[f]. Of all such choices of K messages this one has the least expected squared error of the weights.
+and weighs them by p_m / q_m: messages with c p_m >= 1 are kept as they are, all others have the weight 1 / c. A message
+is drawn with probability q_m, so that the sum of p_m f_m / q_m over the drawn messages is an unbiased estimate of E[f].
+Among all ways to choose K messages this one has the least expected squared error of the weights.
 
 Source: Fearnhead and Clifford, "On-line inference for hidden Markov models via particle filters" (JRSS B, 2003).
 
-Sum-and-sample: the most probable messages are summed exactly, and the probability of all others is given to one
-sample. For a distribution p with most probable messages C and rest r = 1 - sum_{m in C} p(m),
+Sum-and-sample sums the most probable messages exactly and gives the probability of all others to one sample. With the
+most probable messages C of a distribution p and the rest r = 1 - sum_{m in C} p(m),
 
     sum_{m in C} p(m) loss(m) + r loss(m'),    m' ~ p / r outside C,
 
-is an unbiased estimate of the expected loss: Rao-Blackwell's theorem, with less variance than a sample from p.
+is an unbiased estimate of the expected loss, by the Rao-Blackwell theorem with less variance than a sample from p.
 
 Source: Liu et al., "Rao-Blackwellized Stochastic Gradients for Discrete Distributions" (AISTATS 2019).
 """
@@ -26,28 +26,29 @@ from __future__ import annotations
 import torch
 
 from egg_sparse.distribution import SparseDistribution
+from egg_sparse.mappings.arrays import widen
 
 
 @torch.no_grad()
 def inclusion_probabilities(probs: torch.Tensor, max_support: int) -> torch.Tensor:
-    r""":math:`q_m = \min(1, c\, p_m)` with :math:`\sum_m q_m` = ``max_support``, for every example.
+    r"""The inclusion probabilities :math:`q_m = \min(1, c\, p_m)` with the sum ``max_support``, for each example.
 
     Args:
-        probs: ``(K, B)``, non-negative, every column in descending order.
+        probs: ``(K, B)``, non-negative, each column in descending order.
         max_support: the number of messages to draw.
 
     Returns:
-        ``(K, B)`` float64 (float32 on a device without it). Where no more than ``max_support`` messages have a
-        non-zero probability, 1 for these, and 0 for the others.
+        ``(K, B)``, in float64, or float32 on a device without float64. If the support of an example has at most
+        ``max_support`` messages, they have the inclusion probability 1 and all others 0.
 
     Example:
         >>> inclusion_probabilities(torch.tensor([[0.5], [0.25], [0.125], [0.125]]), 3).flatten().tolist()
         [1.0, 1.0, 0.5, 0.5]
     """
-    p = probs.to(torch.float32 if probs.device.type == "mps" else torch.float64)
+    p = widen(probs)
     rows = torch.arange(len(p), device=p.device, dtype=p.dtype)[:, None]
     rest = p.flip(0).cumsum(0).flip(0)
-    # with the first k messages kept, c is (K - k) / rest_k; the smallest k whose own message then has c p_k < 1
+    # If the first k messages are kept, c is (K - k) / rest_k. As many are kept as the smallest k with c p_k < 1.
     scale = (max_support - rows).clamp(min=0) / torch.where(rest > 0, rest, 1)
     drawn = (scale * p < 1) & (rows < max_support)
     kept = torch.where(drawn.any(0), drawn.long().argmax(0), max_support)
@@ -58,14 +59,15 @@ def inclusion_probabilities(probs: torch.Tensor, max_support: int) -> torch.Tens
 
 @torch.no_grad()
 def drawn_rows(inclusion: torch.Tensor, max_support: int) -> torch.Tensor:
-    """Rows that are drawn by systematic sampling with given inclusion probabilities.
+    """The rows drawn by systematic sampling with given inclusion probabilities.
 
     Args:
-        inclusion: ``(K, B)``, every column with a sum of ``max_support``, or of fewer whole ones in its first rows.
+        inclusion: ``(K, B)``; the sum of each column is ``max_support``, or the column starts with fewer ones and is 0
+            below them.
         max_support: the number of rows to draw.
 
     Returns:
-        ``(max_support, B)`` long, ascending. Where the sum is lower, the rows after the last one are 0.
+        ``(max_support, B)`` long, ascending in each column; 0 after the last row drawn, if there are fewer.
     """
     ends = inclusion.cumsum(0)
     total = ends[-1:].round()
@@ -76,17 +78,17 @@ def drawn_rows(inclusion: torch.Tensor, max_support: int) -> torch.Tensor:
 
 
 def resample(distribution: SparseDistribution, max_support: int) -> SparseDistribution:
-    """A distribution of at most ``max_support`` rows whose expectations are unbiased estimates of the given one's.
+    """A distribution of at most ``max_support`` rows with unbiased estimates of a distribution's expectations.
 
     Args:
         distribution: the distribution to bound.
-        max_support: the largest support afterwards.
+        max_support: the largest support of the result.
 
     Returns:
-        The distribution itself if it is within the bound. Else one of ``max_support`` rows: ``probs`` are the
-        messages' own, so that they do not sum to 1; ``ratios``, without gradient, make ``weights``, which
-        expectations use; ``is_exact`` ``(B,)`` is True for the examples that have lost no message. Row 0 is the most
-        probable of the messages that were drawn.
+        The distribution itself if it is within the bound, else one of ``max_support`` rows. Its ``probs`` are the
+        drawn messages' probabilities, which do not sum to 1; its ``weights``, which expectations use, are ``probs``
+        times ``ratios``, which have no gradient; its ``is_exact`` ``(B,)`` is True where no message was lost. Row 0
+        is the most probable of the drawn messages.
 
     Example:
         >>> d = SparseDistribution(torch.arange(4)[:, None], torch.tensor([[0.5], [0.25], [0.125], [0.125]]))
@@ -117,17 +119,20 @@ def resample(distribution: SparseDistribution, max_support: int) -> SparseDistri
 
 
 def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[SparseDistribution, torch.Tensor]:
-    """The terms to play: ``max_support`` rows of the distribution, and one with a sample of the others.
+    """The first ``max_support`` rows of a distribution, and a row with a sample of all others.
 
     Args:
         distribution: the distribution, of more than ``max_support`` rows, not resampled.
-        max_support: rows that are kept as they are.
+        max_support: the number of rows that are kept.
 
     Returns:
-        A SparseDistribution of ``max_support + 1`` rows whose expectations are unbiased estimates of those of the
-        distribution; the last row has all remaining probability, without a gradient, and none where nothing
-        remains: there, as in all padded rows, the message is that of row 0. And the log-probability ``(B,)`` of the
-        sample, with a gradient; 0 where nothing remains.
+        A SparseDistribution of ``max_support + 1`` rows with unbiased estimates of the distribution's expectations,
+        and the log-probability ``(B,)`` of the sample. The last row has all remaining probability, without a
+        gradient. Where nothing remains, its probability is 0, its message that of row 0, as in all padded rows, and
+        the log-probability is 0.
+
+    Raises:
+        ValueError: a distribution that was resampled.
 
     Example:
         >>> d = SparseDistribution(torch.tensor([[3], [1], [0]]), torch.tensor([[0.5], [0.25], [0.25]]))
@@ -141,7 +146,7 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
     weights = rest.detach().to(torch.promote_types(rest.dtype, torch.float32))
     remaining = weights.sum(0)
     drawn = torch.multinomial(torch.where(remaining > 0, weights, 1.0).t(), 1).t()
-    of_sample = rest.t().gather(1, drawn.t()).t()  # on torch 2.4 the gradient along axis 0 is wrong
+    sample_probs = rest.t().gather(1, drawn.t()).t()  # on torch 2.4 the gradient along axis 0 is wrong
     probs = torch.cat((kept, remaining[None].to(kept.dtype)))
     rows = torch.arange(max_support, device=drawn.device)[:, None].expand(-1, drawn.shape[1])
     index = torch.cat((rows, drawn + max_support)) * (probs > 0)  # padded rows repeat the first
@@ -149,17 +154,17 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
     if messages.dim() == 3:
         index = index[:, :, None].expand(-1, -1, messages.shape[2])
     terms = SparseDistribution(messages.gather(0, index), probs, distribution.vocab_size, validate_args=False)
-    return terms, torch.where(of_sample > 0, of_sample, 1.0).log()[0]
+    return terms, torch.where(sample_probs > 0, sample_probs, 1.0).log()[0]
 
 
 def score_of_sample(terms: SparseDistribution, log_prob: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-    r"""What the expectation of the losses lacks for its gradient to be unbiased, ``(B,)``, of value 0.
+    r"""The score-function term ``(B,)`` that makes the gradient of the expected loss unbiased; its value is 0.
 
-    The score function of the sample, with the mean loss b of the exact terms as baseline: b is no function of the
-    sample, and is taken off all terms, so that it changes the gradient by :math:`b \nabla \sum_m p(m) = 0`.
+    The baseline is the mean loss b of the exact terms. It does not depend on the sample and is subtracted from all
+    terms, so that it changes the gradient by :math:`b \nabla \sum_m p(m) = 0`.
 
     Args:
-        terms: the terms that :func:`sum_and_sample` returned.
+        terms: the terms, as returned by :func:`sum_and_sample`.
         log_prob: the log-probability of the sample, returned with them.
         losses: the losses of the terms, ``(max_support + 1, B)``.
     """

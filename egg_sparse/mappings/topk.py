@@ -58,21 +58,21 @@ def flip_candidates(k: int, n_bits: int, device: torch.device | str = "cpu") -> 
     not_more = np.arange(1, width + 1)[None]
     alone = np.ones(1, dtype=np.int64)
     while len(sets):
-        of_set, largest = np.arange(len(sets)), sets[:, 0]
-        n_larger = np.minimum((k - not_more[of_set, largest]) // alone, n_ranks - largest)
-        of_set = np.repeat(of_set, n_larger)
-        rank = largest[of_set] + 1 + np.arange(len(of_set)) - (n_larger.cumsum() - n_larger)[of_set]
-        sets = np.concatenate((rank[:, None], sets[of_set, :-1]), 1)
+        parent, largest = np.arange(len(sets)), sets[:, 0]
+        n_larger = np.minimum((k - not_more[parent, largest]) // alone, n_ranks - largest)
+        parent = np.repeat(parent, n_larger)
+        rank = largest[parent] + 1 + np.arange(len(parent)) - (n_larger.cumsum() - n_larger)[parent]
+        sets = np.concatenate((rank[:, None], sets[parent, :-1]), 1)
         found.append(sets)
 
         with_another = np.concatenate((np.ones_like(not_more[:, :1]), not_more[:, :-1]), 1).cumsum(1)
         grows = rank + 1 < width
-        grows[grows] = with_another[of_set[grows], rank[grows] + 1] <= k
-        sets, rank, of_set = sets[grows], rank[grows], of_set[grows]
-        alone = not_more[of_set, rank]
+        grows[grows] = with_another[parent[grows], rank[grows] + 1] <= k
+        sets, rank, parent = sets[grows], rank[grows], parent[grows]
+        alone = not_more[parent, rank]
         beyond = np.arange(width) - rank[:, None] - 1
-        linear = with_another[of_set, rank + 1, None] + beyond * alone[:, None]
-        not_more = np.where(beyond <= 0, with_another[of_set], linear)
+        linear = with_another[parent, rank + 1, None] + beyond * alone[:, None]
+        not_more = np.where(beyond <= 0, with_another[parent], linear)
     candidates = np.concatenate(found)
     return torch.from_numpy(candidates[np.lexsort((*candidates.T[::-1], candidates.sum(1)))]).to(device)
 
