@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -196,17 +195,13 @@ def _cheapest_flips(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     bits_by_rank = ascending(magnitudes.detach(), min(k, x.shape[1]))
     costs_by_rank = widen(magnitudes.gather(1, bits_by_rank))
     candidates = flip_candidates(k, x.shape[1] - 1, x.device)
-    rows = costs_by_rank.detach().t().contiguous()
-    costs = _sum(rows.index_select(0, ranks) for ranks in candidates.unbind(1)).t()
+    costs = F.embedding_bag(candidates, costs_by_rank.detach().t(), mode="sum").t()
     chosen = ascending(costs.to(x.dtype, memory_format=torch.contiguous_format), k)
     ranks = candidates.index_select(0, chosen.flatten()).view(*chosen.shape, candidates.shape[1])
     flips = bits_by_rank.gather(1, ranks.flatten(1)).view(ranks.shape)
-    return flips, _sum(costs_by_rank.gather(1, ranks_of_sets) for ranks_of_sets in ranks.unbind(2)).to(x.dtype)
-
-
-def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of the terms, of which one at a time is in memory."""
-    return functools.reduce(torch.add, terms)
+    # the same sums again, of the chosen sets alone, for autograd to differentiate
+    costs = functools.reduce(torch.add, (costs_by_rank.gather(1, ranks_of_sets) for ranks_of_sets in ranks.unbind(2)))
+    return flips, costs.to(x.dtype)
 
 
 def _flipped(x: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
