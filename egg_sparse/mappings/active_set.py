@@ -295,10 +295,12 @@ class _Solver(Generic[A]):
             if unsettled is not None:
                 enters = enters & ~unsettled
                 moves = enters | unsettled
+            # refused: entries other than 0 and 1, a gap below 0, numbers that are not finite
             n_wrong = count(structure * structure != structure) + count(~((gap >= least_gap) & (gap < limits.max / 4)))
             n_moves = int(count(moves) - (len(moves) + 1) * n_wrong)  # one transfer from the device tells both
             if n_moves < 0:
                 self.oracle.refuse(structure, self._xp.concat((extra, self.extra[:, 0]), 0), gap)
+
             ends = not n_moves or iteration == max_iter
             if ends or (n_moves <= len(moves) // 2 and self.structures[:, :n].nbytes > _COMPACT_BYTES):
                 stays = moves & (iteration < max_iter)

@@ -195,12 +195,15 @@ def _cheapest_flips(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     bits_by_rank = ascending(magnitudes.detach(), min(k, x.shape[1]))
     costs_by_rank = widen(magnitudes.gather(1, bits_by_rank))
     candidates = flip_candidates(k, x.shape[1] - 1, x.device)
-    costs = F.embedding_bag(candidates, costs_by_rank.detach().t(), mode="sum").t()
-    chosen = ascending(costs.to(x.dtype, memory_format=torch.contiguous_format), k)
+    rows = costs_by_rank.detach().t().contiguous()
+    costs = rows.new_zeros(len(candidates), len(x))
+    for ranks in candidates.unbind(1):
+        costs += rows.index_select(0, ranks)
+    chosen = ascending(costs.t().to(x.dtype, memory_format=torch.contiguous_format), k)
     ranks = candidates.index_select(0, chosen.flatten()).view(*chosen.shape, candidates.shape[1])
     flips = bits_by_rank.gather(1, ranks.flatten(1)).view(ranks.shape)
-    # the same sums again, of the chosen sets alone, for autograd to differentiate
-    costs = functools.reduce(torch.add, (costs_by_rank.gather(1, ranks_of_sets) for ranks_of_sets in ranks.unbind(2)))
+    # the sums of the chosen sets again, for autograd to differentiate
+    costs = functools.reduce(torch.add, (costs_by_rank.gather(1, column) for column in ranks.unbind(2)))
     return flips, costs.to(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The batched active set: against a general quadratic solver, the duality gap over all structures, and closed forms."""
+"""The active-set method against a general quadratic solver, the duality gap over all structures, and closed forms."""
 
 import itertools
 
@@ -23,12 +23,12 @@ def all_bit_vectors(n_bits):
 
 
 def chain_scores(x, transitions, sequences):
-    """Of every one of the sequences (S, D), for every example: (B, S)."""
+    """The scores (B, S) of the sequences (S, D) for each example."""
     return x @ sequences.T + transitions @ (sequences[:, 1:] * sequences[:, :-1]).T
 
 
 def gap_over_all(mu, score, structures, mean_score):
-    """The duality gap by its definition, with every structure tried: (B,)."""
+    """The duality gap (B,) by its definition: the maximum is over all structures."""
     gains = score - 2 * mu @ structures.T + structures.sum(1)
     return gains.amax(1) - (mean_score - 2 * mu.pow(2).sum(1) + mu.sum(1))
 
@@ -38,7 +38,7 @@ def exactly(k):
 
 
 def projection(score, structures):
-    """The quadratic program over the simplex of all structures, of one example, by sequential least squares."""
+    """The solution of one example's quadratic program over all structures, by sequential least squares."""
 
     def negative(p):
         mu = p @ structures
@@ -138,7 +138,7 @@ def solve(mapping, x, transitions, tol):
 
 @pytest.mark.parametrize("mapping", ["bits", "budget", "chain"])
 def test_gradients(mapping):
-    """Of the marginals, and of the expectation of a number per structure, which depends on the decomposition."""
+    """Also of the expected value of a number per structure, which depends on the decomposition."""
     numbers, place_values = torch.randn(32, dtype=torch.float64), 2 ** torch.arange(5)
     for _ in range(5):
         x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
@@ -155,7 +155,7 @@ def test_gradients(mapping):
 
 @pytest.mark.parametrize("mapping", ["bits", "budget", "chain"])
 def test_rounding_does_not_choose_the_support(mapping):
-    """At a solution for some structures whole sets of others tie; which of them enters is no matter of rounding."""
+    """At the solution for some structures whole sets of others tie; rounding must not decide which of them enters."""
     x, transitions = torch.randn(64, 8, dtype=torch.float64), torch.randn(64, 7, dtype=torch.float64)
     d = solve(mapping, x, transitions, 1e-9)
     for _ in range(5):
@@ -258,7 +258,7 @@ def test_refuses(scores, transitions, options, error):
 
 
 class OddlyScored:
-    """Any bit-vector, with extra scores of a wrong shape."""
+    """An oracle of all bit-vectors whose extra scores have a wrong shape."""
 
     def __call__(self, scores):
         return (scores > 0).to(scores.dtype)
@@ -282,7 +282,7 @@ def test_refuses_oracles(oracle, error):
 
 
 class FailsLater:
-    """Any bit-vector. From the given call on its structures, or their extra scores, are spoilt for one example."""
+    """An oracle of all bit-vectors that returns wrong structures or extra scores for one example from a call on."""
 
     def __init__(self, call, spoil, spoil_extra=None):
         self.call, self.calls, self.spoil = call, 0, spoil
@@ -359,7 +359,7 @@ def test_an_oracle_may_compute_in_single_precision():
 
 
 def test_checks_of_the_oracle_do_not_wait_for_the_device(monkeypatch):
-    """There is one transfer for each of its calls, which says whether to go on."""
+    """Each call of the oracle costs one transfer, which also tells whether to go on."""
 
     class Transfers(TorchDispatchMode):
         count = 0

@@ -22,7 +22,7 @@ from egg_sparse.mappings.resampling import sum_and_sample
 
 
 class UpToHalf:
-    """The oracle of bit-vectors with at most half of the bits on, which can be asked for some of the examples."""
+    """An oracle of bit-vectors with at most half of the bits on, which can be called for some of the examples."""
 
     def __call__(self, scores):
         best = scores.topk(scores.shape[1] // 2, dim=1).indices
@@ -87,7 +87,7 @@ def test_padding_holds_the_most_probable_message(mapping, dtype, numpy_on_cpu, m
 
 
 def test_padding_of_many_examples():
-    """Solved examples of the active set are set aside while the others go on."""
+    """Solved examples leave the batch of the active-set method while the others go on."""
     x = torch.cat((3 * torch.randn(60, 64, dtype=torch.float64), 0.2 * torch.randn(4, 64, dtype=torch.float64)))
     x = x.requires_grad_()
     d = sparsemap_bit_vectors(x, None, "active_set")
@@ -182,7 +182,7 @@ def nonlinear(d, columns):
 
 @pytest.mark.parametrize("name", [name for name in (*CATEGORICAL, *BIT_VECTORS) if name != "oracle"])
 def test_second_order_gradients(name):
-    """Not for the oracle above, whose choice of equally good structures, and so the support, is left to rounding."""
+    """The oracle above is left out: rounding decides which of several equally good structures it returns."""
     mapping = MAPPINGS[name]
     x = torch.randn(4, 6, dtype=torch.float64)
     x[0] *= 4  # fewer terms, hence padding

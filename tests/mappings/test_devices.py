@@ -1,4 +1,4 @@
-"""Every mapping to bit-vectors: the same by NumPy, by PyTorch and on CUDA, and how often it waits for the device."""
+"""Mappings to bit-vectors give the same results in NumPy, in PyTorch and on CUDA, with few synchronizations."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""The native solvers against lp-sparsemap, where that is installed; and what happens where it is not."""
+"""The native solvers against lp-sparsemap, and the error if it is not installed."""
 
 import sys
 

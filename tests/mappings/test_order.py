@@ -1,4 +1,4 @@
-"""The order of rows: NumPy's sorting must say what torch.sort says, also of ties, zeros and extreme values."""
+"""The order of rows equals that of a stable torch.sort, also for ties, zeros and extreme values."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ from egg_sparse.mappings.resampling import drawn_rows, inclusion_probabilities, 
 
 
 def inclusion_by_bisection(probs, max_support):
-    """The definition, for one example: c with sum min(1, c p) = K."""
+    """The inclusion probabilities of one example by their definition: c with sum min(1, c p) = K."""
     if sum(p > 0 for p in probs) <= max_support:
         return [float(p > 0) for p in probs]
     low, high = 0.0, 1e12
@@ -48,7 +48,7 @@ def uneven(vocab_size=12):
 
 
 def repeated(d, times):
-    """Every example ``times`` times, so that one call draws for all of them."""
+    """The distribution with each example ``times`` times, so that one call draws for all of them."""
     return SparseDistribution(
         *(part.repeat_interleave(times, 1) for part in (d.messages, d.probs)), validate_args=False
     )
@@ -97,7 +97,7 @@ def test_bit_vectors():
 
 @pytest.mark.parametrize("size", [1000, 100_000])
 def test_large_vocabularies(size):
-    """float32 probabilities whose running sums round."""
+    """Running sums of so many float32 probabilities are rounded."""
     d = softmax(torch.randn(4, size) * 0.1)
     bounded = resample(d, 256)
     assert bounded.support_size.tolist() == [256] * 4

@@ -29,7 +29,7 @@ def test_number_of_candidates(k, count):
 
 @pytest.mark.parametrize("n_bits", [1, 2, 3, 4, 5])
 def test_candidates_are_those_that_dominate_fewer_than_k(n_bits):
-    """By the definition, tried for every pair of sets of ranks."""
+    """The definition, tried for every pair of sets of ranks."""
     sets = [set(c) for r in range(n_bits + 1) for c in itertools.combinations(range(n_bits), r)]
 
     def at_most(first, second):
@@ -46,7 +46,7 @@ def test_candidates_are_those_that_dominate_fewer_than_k(n_bits):
 
 
 def slow_candidates(k, n_bits):
-    """Level by level of the sum of ranks, every set compared with all candidates so far."""
+    """A search by the sum of ranks that compares each set with all candidates so far."""
     n_ranks = min(k - 1, n_bits)
     longest = max(1, k.bit_length() - 1)
     found = np.zeros((1, longest), dtype=np.int64)
@@ -97,7 +97,7 @@ def test_refuses_k_that_is_too_large():
 
 
 def test_gradient_of_a_value_is_its_bit_vector():
-    """Also at scores of 0."""
+    """This holds at scores of 0 as well."""
     x = torch.tensor([[0.0, 1.0, -0.5, 0.0]], dtype=torch.float64, requires_grad=True)
     vectors, values = topk_bit_vectors(x, 16)
     for vector, value in zip(vectors[:, 0], values[:, 0], strict=True):
@@ -108,7 +108,7 @@ def test_gradient_of_a_value_is_its_bit_vector():
 @pytest.mark.parametrize("numpy_on_cpu", [True, False])
 @pytest.mark.filterwarnings("error")
 def test_the_largest_numbers(dtype, numpy_on_cpu, monkeypatch):
-    """The order is that of sums which overflow, and values are infinite only where they do."""
+    """The order is right even if sums overflow, and values are infinite only where they do."""
     monkeypatch.setattr(arrays_of_numpy, "NUMPY_ON_CPU", numpy_on_cpu)
     largest = torch.finfo(dtype).max
     shares = [[0.99, 0.9, -0.7, 0.55, -0.95], [-0.98, -0.8, 1e-3, 0.0, 0.3], [1e-30, -0.25, 0.6, 0.1, -0.97]]
