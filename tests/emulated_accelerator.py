@@ -53,7 +53,7 @@ _META = torch.device("meta")
 class Counted:
     """Where the program waited for the device, and where it copied to it, as "file:line operation"."""
 
-    synchronisations: list[str] = field(default_factory=list)
+    synchronizations: list[str] = field(default_factory=list)
     copies_to_device: list[str] = field(default_factory=list)
 
 
@@ -373,35 +373,35 @@ _ONE_DRAW_SYNCHRONISES = tuple(int(part) for part in torch.__version__.split("."
 
 
 def _count(func: Any, name: str, args: tuple, kwargs: dict) -> None:
-    copies = synchronisations = 0
+    copies = synchronizations = 0
     if name in _SYNCHRONISING:
-        synchronisations = 1
+        synchronizations = 1
     elif name == "repeat_interleave":
-        synchronisations = int(kwargs.get("output_size") is None)
+        synchronizations = int(kwargs.get("output_size") is None)
     elif name == "normal":
         deviation = args[1] if len(args) > 1 else kwargs.get("std")
-        synchronisations = int(isinstance(deviation, torch.Tensor))
+        synchronizations = int(isinstance(deviation, torch.Tensor))
     elif name == "multinomial":
         replacement = args[2] if len(args) > 2 else kwargs.get("replacement", False)
-        synchronisations = 2 * (_ONE_DRAW_SYNCHRONISES and (args[1] == 1 or not replacement))
+        synchronizations = 2 * (_ONE_DRAW_SYNCHRONISES and (args[1] == 1 or not replacement))
     elif name in _INDEXING:
         given = [x for x in args[1] if x is not None]
         masks = [x for x in given if isinstance(x, DeviceTensor) and x.dtype in (torch.bool, torch.uint8)]
         value = args[2] if len(args) > 2 else None
         as_masked_fill = value is not None and not isinstance(value, DeviceTensor) and len(masks) == len(given) == 1
-        synchronisations = 0 if as_masked_fill else len(masks)
+        synchronizations = 0 if as_masked_fill else len(masks)
         copies = sum(not isinstance(x, DeviceTensor) for x in given)
     elif name == "_to_copy":
         target, was_there = kwargs.get("device"), isinstance(args[0], DeviceTensor)
         copies = int(not was_there)
-        synchronisations = int(was_there and target is not None and target.type == "cpu")
+        synchronizations = int(was_there and target is not None and target.type == "cpu")
     elif name in ("copy_", "copy"):
         to_device, from_device = (isinstance(x, DeviceTensor) for x in args[:2])
-        copies, synchronisations = int(to_device and not from_device), int(from_device and not to_device)
-    if synchronisations or copies:
+        copies, synchronizations = int(to_device and not from_device), int(from_device and not to_device)
+    if synchronizations or copies:
         place = _place(name)
         for counted in _COUNTING:
-            counted.synchronisations.extend([place] * synchronisations)
+            counted.synchronizations.extend([place] * synchronizations)
             counted.copies_to_device.extend([place] * copies)
 
 

@@ -103,7 +103,7 @@ def test_nothing_outlasts_it(accelerator):
         assert torch.cuda.is_available() == available
         with accelerator.count() as counted, inner.count():
             torch.ones(1, device="cuda").item()
-    assert len(counted.synchronisations) == 1
+    assert len(counted.synchronizations) == 1
     assert torch.autograd.Variable._execution_engine is engine
     assert torch.__future__.get_swap_module_params_on_conversion() == swap
 
@@ -150,7 +150,7 @@ def test_allows_what_cuda_allows(accelerator):
         x[:, 1] = number
     assert all(result.device == accelerator.device for result in results)
     assert accelerator.host(x).tolist() == [[3, 2, 3], [3, 2, 5]]
-    assert counted.synchronisations == counted.copies_to_device == []
+    assert counted.synchronizations == counted.copies_to_device == []
 
 
 SYNCHRONISING = {
@@ -216,8 +216,8 @@ def test_counts_each_synchronisation_once(accelerator, name):
     x = torch.randn(2, 3).to("cuda")
     with accelerator.count() as counted:
         SYNCHRONISING[name](x)
-    assert len(counted.synchronisations) == 1, counted
-    assert counted.synchronisations[0].startswith("tests/test_emulated_accelerator.py:")
+    assert len(counted.synchronizations) == 1, counted
+    assert counted.synchronizations[0].startswith("tests/test_emulated_accelerator.py:")
     assert counted.copies_to_device == []
 
 
@@ -226,7 +226,7 @@ def test_counts_nothing_else(accelerator, name):
     x = torch.randn(2, 3).to("cuda")
     with accelerator.count() as counted:
         NOT_SYNCHRONISING[name](x)
-    assert counted.synchronisations == counted.copies_to_device == []
+    assert counted.synchronizations == counted.copies_to_device == []
 
 
 @pytest.mark.parametrize("name", COPYING)
@@ -235,7 +235,7 @@ def test_counts_each_copy_once(accelerator, name):
     with accelerator.count() as counted:
         COPYING[name](x)
     assert len(counted.copies_to_device) == 1, counted
-    assert counted.synchronisations == []
+    assert counted.synchronizations == []
 
 
 def test_counts_in_the_backward_pass(accelerator):
@@ -244,7 +244,7 @@ def test_counts_in_the_backward_pass(accelerator):
     x.register_hook(lambda grad: grad if grad.sum() > 0 else None)
     with accelerator.count() as counted:
         loss.backward()
-    assert len(counted.synchronisations) == 2  # the mask again, and the hook
+    assert len(counted.synchronizations) == 2  # the mask again, and the hook
 
 
 def test_same_values_as_on_the_cpu(accelerator):

@@ -32,7 +32,7 @@ from egg_sparse.mappings.resampling import sum_and_sample
 
 def waits(counted):
     """Where the program waits for the device, less what torch.multinomial does by itself before torch 2.5."""
-    return [place for place in counted.synchronisations if not place.endswith(" multinomial")]
+    return [place for place in counted.synchronizations if not place.endswith(" multinomial")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_mappings(accelerator, name, dtype):
         torch.testing.assert_close(accelerator.host(one), other.detach(), **tolerance)
     if name not in ACTIVE_SETS:
         assert len(waits(forward)) == 1, waits(forward)  # for the largest support, and for whether scores are finite
-    assert backward.synchronisations == []
+    assert backward.synchronizations == []
     assert forward.copies_to_device == backward.copies_to_device == []
 
 
@@ -156,7 +156,7 @@ def test_distributions(accelerator, mapping, name):
     with accelerator.count() as counted:
         found = METHODS[name](on_device)
     torch.testing.assert_close(accelerator.host(found), expected, equal_nan=True)
-    assert counted.synchronisations == counted.copies_to_device == []
+    assert counted.synchronizations == counted.copies_to_device == []
 
 
 def test_sum_and_sample(accelerator):

@@ -80,7 +80,7 @@ def synchronize(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "score
     """Checks that scores are finite, in the transfer of numbers to the host.
 
     Args:
-        finite: where scores are finite, bool.
+        finite: a mask, True where scores are finite.
         numbers: zero-dimensional tensors.
         name: the argument's name in the error.
 
@@ -101,7 +101,7 @@ def synchronize_sums(x: torch.Tensor, finite: torch.Tensor, name: str = "scores"
 
     Args:
         x: the scores, in the dtype to compute with.
-        finite: where they are finite, bool.
+        finite: a mask, True where x is finite.
         name: the argument's name in the error.
 
     Raises:

@@ -185,7 +185,7 @@ def dump_interactions(
         dataset: yields batches.
         gs: messages are one-hot or relaxed: log the symbol ids instead.
         variable_length: messages are sequences.
-        device: where to play; CUDA if there is any, by default.
+        device: the device to play on; CUDA if there is any, by default.
         apply_padding: set everything after a sequence's end to 0.
     """
     if device is None:

@@ -130,7 +130,7 @@ def train(opts, game, batches, device, accelerator):
             optimizer.step()
         losses.append(loss.detach())
     guard.on_train_end()
-    waits = [place for place in counted.synchronisations if not place.endswith(" multinomial")]  # before torch 2.5
+    waits = [place for place in counted.synchronizations if not place.endswith(" multinomial")]  # before torch 2.5
     return losses, waits, counted.copies_to_device
 
 

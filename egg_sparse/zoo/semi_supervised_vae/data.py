@@ -1,4 +1,4 @@
-"""Data of the semi-supervised VAE: images of which few are labelled, and batches of both with binarised pixels."""
+"""Data of the semi-supervised VAE: images of which few are labelled, and batches of both with binarized pixels."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _check(n_labeled: int | None, available: int) -> None:
         raise ValueError(f"--n_labeled must be below {available}, the number of training images, got {n_labeled}")
 
 
-def binarised(pixels: np.ndarray, levels: int, random: np.random.Generator) -> torch.Tensor:
+def binarized(pixels: np.ndarray, levels: int, random: np.random.Generator) -> torch.Tensor:
     """Pixels that are 1 with a probability in proportion to their grey level, float32 of the same shape."""
     return torch.from_numpy((pixels > random.integers(0, levels - 1, pixels.shape, dtype=np.uint8)).astype(np.float32))
 
@@ -81,7 +81,7 @@ def binarised(pixels: np.ndarray, levels: int, random: np.random.Generator) -> t
 class SemiSupervisedLoader(ShuffledLoader):
     """Batches (images, classes, images, labelled batch); the last is a dict of ``images`` and ``classes``.
 
-    Pixels are binarised anew for every epoch. Batch i of epoch e depends on (seed, e, i) alone.
+    Pixels are binarized anew for every epoch. Batch i of epoch e depends on (seed, e, i) alone.
 
     Args:
         unlabeled: the images that an epoch goes through once.
@@ -116,7 +116,7 @@ class SemiSupervisedLoader(ShuffledLoader):
     def _batch(
         self, source: GreyImages, chosen: np.ndarray, random: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = binarised(source.pixels[chosen], source.levels, random).numpy()
+        pixels = binarized(source.pixels[chosen], source.levels, random).numpy()
         return torch.from_numpy(part_of(pixels, self.part)), torch.from_numpy(
             part_of(source.classes[chosen], self.part)
         )

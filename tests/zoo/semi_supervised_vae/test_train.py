@@ -51,9 +51,9 @@ class TestData:
         assert [len(part) for part in parts] == [100, 1159, 179, 359]
         assert len(data.load("digits", "", 300).labeled) == 300
 
-    def test_binarised_pixels_are_on_in_proportion(self):
+    def test_binarized_pixels_are_on_in_proportion(self):
         pixels = np.tile(np.array([0, 4, 8, 16], dtype=np.uint8), (20_000, 1))
-        mean = data.binarised(pixels, 17, np.random.default_rng(0)).mean(0)
+        mean = data.binarized(pixels, 17, np.random.default_rng(0)).mean(0)
         torch.testing.assert_close(mean, torch.tensor([0, 0.25, 0.5, 1.0]), atol=0.02, rtol=0)
 
     def test_loader(self):
