@@ -35,7 +35,7 @@ def interaction(**aux):
 
 
 @pytest.mark.parametrize("leader", [True, False])
-def test_metrics_writer(tmp_path, leader):
+def test_the_leading_process_alone_writes_mean_metrics(tmp_path, leader):
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
     writer.on_train_begin(Trainer(leader))
     writer.on_epoch_end(0.5, interaction(acc=[0.0, 1.0], support=[2, 4]), 1)
@@ -51,7 +51,7 @@ def test_metrics_writer(tmp_path, leader):
         assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_epoch_setter():
+def test_the_loader_is_told_the_epoch():
     class Loader:
         def set_epoch(self, epoch):
             self.epoch = epoch

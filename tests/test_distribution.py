@@ -60,7 +60,7 @@ def test_entropy_value_and_gradient():
     assert math.copysign(1, float(symbols().entropy()[1])) == 1, "an entropy of -0.0 looks wrong in a log"
 
 
-def test_log_prob():
+def test_log_prob_is_minus_infinity_outside_the_support():
     d = symbols()
     assert d.log_prob(torch.tensor([5, 7, 2]))[:2].exp().tolist() == pytest.approx([0.3, 1.0])
     assert d.log_prob(torch.tensor([5, 7, 2]))[2] == -math.inf
@@ -85,7 +85,7 @@ def test_log_prob_broadcasts_as_torch_does(shape):
             vectors.log_prob(wrong)
 
 
-def test_vectors_mean_and_log_prob():
+def test_bit_vectors_have_a_mean_and_symbol_ids_have_none():
     messages = torch.tensor([[[1.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])
     d = SparseDistribution(messages, torch.tensor([[0.75, 1.0], [0.25, 0.0]]))
     assert d.event_shape == (2,)
@@ -95,7 +95,7 @@ def test_vectors_mean_and_log_prob():
     assert torch.isnan(symbols().mean).all(), "symbol ids have no mean"
 
 
-def test_variance():
+def test_variance_is_the_weighted_sum_of_squared_deviations():
     messages = torch.randn(4, 3, 5, dtype=torch.float64)
     probs = torch.rand(4, 3, dtype=torch.float64).sort(0, descending=True).values
     d = SparseDistribution(messages, probs / probs.sum(0))
@@ -164,7 +164,7 @@ def test_divergence_has_a_gradient():
     assert torch.autograd.gradcheck(divergence, (scores, others))
 
 
-def test_expand():
+def test_expand_repeats_a_batch_of_one():
     one = SparseDistribution(torch.tensor([[4], [1]]), torch.tensor([[0.75], [0.25]]), vocab_size=6)
     one.is_exact = torch.tensor([True])
     three = one.expand((3,))
@@ -177,7 +177,7 @@ def test_expand():
             symbols().expand(shape)
 
 
-def test_to():
+def test_to_changes_the_dtype_of_probabilities_and_not_of_ids():
     d = symbols().to(torch.float32)
     assert (d.probs.dtype, d.messages.dtype) == (torch.float32, torch.long)
     bits, _ = random_distribution(9, bits=True)

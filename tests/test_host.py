@@ -23,7 +23,7 @@ def python(code, path=None, **environment):
 
 
 @pytest.mark.slow
-def test_standin_forced():
+def test_the_standin_is_used_where_it_is_asked_for():
     result = python(SAY, EGG_SPARSE_HOST="standin")
     assert result.stdout == "egg_sparse.standin | egg_sparse's stand-in for egg.core\n"
     assert result.stderr == ""
@@ -79,7 +79,7 @@ def test_unrelated_or_incomplete_egg_warns_once(tmp_path, files, cause):
 
 
 @pytest.mark.slow
-def test_unknown_host():
+def test_an_unknown_host_is_refused():
     result = python(SAY, EGG_SPARSE_HOST="eggs")
     assert """ValueError: EGG_SPARSE_HOST must be "egg" or "standin", got 'eggs'""" in result.stderr
 
@@ -151,7 +151,7 @@ class TestLoading:
             checkpoints.read(path)
         assert not marker.exists()
 
-    def test_architectures(self):
+    def test_weights_of_another_architecture_are_refused_by_name(self):
         model = torch.nn.Linear(2, 3)
         checkpoints.check_architecture(model, model.state_dict(), "a.tar")
         other = {**model.state_dict(), "weight": torch.zeros(3, 4)}

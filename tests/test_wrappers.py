@@ -46,7 +46,7 @@ def test_numbers_mean_alpha():
         )
 
 
-def test_one_hot_messages():
+def test_one_hot_messages_are_the_rows_of_the_symbols():
     wrapper = SparsemaxWrapper(Agent(5, 12), message_format="one_hot")
     x = torch.randn(8, 5)
     vectors, symbols = wrapper(x), SparsemaxWrapper(wrapper.agent)(x)
@@ -202,12 +202,12 @@ def test_learned_alpha_trains_and_stays_above_1():
         ({"temperature": float("nan")}, "temperature.*nan"),
     ],
 )
-def test_refuses_options(options, error):
+def test_wrong_options_are_refused(options, error):
     with pytest.raises((TypeError, ValueError), match=error):
         SparsemaxWrapper(Agent(5, 12), **options)
 
 
-def test_refuses_what_agents_should_not_return():
+def test_what_agents_should_not_return_is_refused():
     class Sampling(nn.Module):
         def forward(self, x, aux_input=None):
             return x, x
@@ -275,7 +275,7 @@ def test_bit_vector_games(core, wrap, strategy):
     assert "temperature=2" in repr(wrapper)
 
 
-def test_bit_vector_wrappers_refuse_options():
+def test_wrong_options_of_bit_vector_wrappers_are_refused():
     for options, error in (({"k": 0}, "k .* 0"), ({"temperature": 0}, "temperature.* 0")):
         with pytest.raises(ValueError, match=error):
             TopKSparsemaxWrapper(Agent(3, 4), **options)

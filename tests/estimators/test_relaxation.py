@@ -15,7 +15,7 @@ from enumeration import DRAWS, SCORES, Receiver, Scores, family, loss
 
 
 @pytest.mark.parametrize("kind", ["symbols", "bits"])
-def test_relaxed_messages(kind):
+def test_relaxed_messages_have_the_frequencies_and_the_mean_gradient_of_their_family(kind):
     torch.manual_seed(0)
     agent = Scores(kind)
     sampler = SymbolSampler(agent) if kind == "symbols" else BitVectorSampler(agent)
@@ -51,7 +51,7 @@ def test_relaxed_messages(kind):
     torch.testing.assert_close(greedy[:1], expected_mode)
 
 
-def test_in_eggs_gumbel_game():
+def test_a_relaxed_sender_plays_eggs_gumbel_game():
     game = host.core.SymbolGameGS(
         RelaxedWrapper(BitVectorSampler(Scores("bits", 4))), lambda message, *_: message, lambda *a: (a[3].sum(-1), {})
     )

@@ -57,7 +57,7 @@ def test_baselines_reduce_the_variance():
 
 
 @pytest.mark.parametrize("kind", ["symbols", "bits"])
-def test_trains_in_eggs_trainer_with_acting_receivers(kind):
+def test_an_acting_receiver_gets_a_gradient(kind):
     receiver = host.core.ReinforceWrapper(nn.Sequential(nn.Linear(3 if kind == "bits" else 5, 4), nn.LogSoftmax(-1)))
 
     def read(message, *_):
@@ -79,7 +79,7 @@ def test_trains_in_eggs_trainer_with_acting_receivers(kind):
     assert interaction.aux["receiver_entropy"].shape == (6,)
 
 
-def test_greedy_in_evaluation():
+def test_evaluation_plays_the_greedy_message_once():
     game = SymbolGameScoreFunction(
         BitVectorSampler(Scores("bits", 2)), Receiver("bits"), loss, baseline="sample"
     ).eval()

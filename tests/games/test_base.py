@@ -27,7 +27,7 @@ from small_games import Dropping, Peeking, Sender, batch_of, fixed_sender, game_
         ({"coupled": "accept"}, "coupled .*'accept'"),
     ],
 )
-def test_options(options, error):
+def test_a_wrong_option_is_refused_at_construction_and_when_it_is_set(options, error):
     """At construction, and whenever they are set."""
     with pytest.raises((TypeError, ValueError), match=error):
         CommunicationMarg(**options)
@@ -39,7 +39,7 @@ def test_options(options, error):
     assert getattr(game, name) == before
 
 
-def test_logging_strategies(core):
+def test_an_interaction_keeps_what_the_logging_strategy_says(core):
     batch = batch_of(5, 1)
     game = game_of("sparsemax", "auto", "index", 17, 1)
     _, everything = game(*batch)

@@ -110,7 +110,7 @@ def test_what_may_be_an_action_is_named_once():
 @pytest.mark.parametrize(
     ("output", "error"), [((1, 2, 3), "tuple"), (torch.zeros(5), "Tensor"), ((torch.zeros(5, 2),) * 3, r"\(5, 2\)")]
 )
-def test_a_receiver_that_does_not_act_as_it_should(output, error):
+def test_a_receiver_that_does_not_act_as_it_should_is_refused(output, error):
     game = SymbolGameMarg(fixed_sender(Sender(4, 17, 0)), lambda *_: output, squared_distance, receiver_acts=True)
     with pytest.raises((TypeError, ValueError), match=error):
         game(batch_of(5, 0)[0].float(), None)
@@ -118,7 +118,7 @@ def test_a_receiver_that_does_not_act_as_it_should(output, error):
 
 class TestLosses:
     @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
-    def test_averaged_loss(self, strategy):
+    def test_an_averaged_loss_is_refused(self, strategy):
         def averaged(sender_input, message, receiver_input, receiver_output, labels, aux_input):
             return F.nll_loss(receiver_output, labels), {}
 
@@ -136,7 +136,7 @@ class TestLosses:
             ((torch.zeros(5), {"note": "fine"}), "note .* str"),
         ],
     )
-    def test_other_losses(self, result, error):
+    def test_what_is_no_loss_per_example_is_refused(self, result, error):
         returned = result if not isinstance(result, torch.Tensor) else (result, {})
         game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, False), lambda *_: returned)
         with pytest.raises((TypeError, ValueError), match=error):
@@ -155,7 +155,7 @@ class TestVocabularies:
             ("one_hot", False, 17, 'message_format="index"'),
         ],
     )
-    def test_vocabularies_that_do_not_fit(self, strategy, message_format, one_hot, covered, error):
+    def test_vocabularies_that_do_not_fit_are_refused(self, strategy, message_format, one_hot, covered, error):
         """Found in the first batch, whether or not it has a symbol that the receiver lacks."""
         sender = Sender(4, 17, 1)
         nn.init.zeros_(sender.linear.weight)
@@ -178,7 +178,7 @@ class TestVocabularies:
         game(*batch_of(5, 1, dtype=torch.float32))
         assert not set_again
 
-    def test_symbols_beyond_a_table(self):
+    def test_symbols_beyond_a_table_are_refused(self):
         class Table(nn.Module):
             def __init__(self):
                 super().__init__()

@@ -83,10 +83,13 @@ class TestCoupledLosses:
         game(batch_of(64, 0)[0].float(), None)
 
     def test_the_expectation_over_independent_messages_is_another_number(self):
-        """What is refused would be wrong: this is why."""
+        """What is refused would be wrong: the approximation plays each row of messages as a batch of its own."""
         images = batch_of(4, 0)[0]
         game = self.game(self.among_the_batch, coupled="approximate")
         loss, _ = game(images, None)
+        sent = game.sender(images, None)
+        rows = [self.among_the_batch(images, row, None, game.receiver(row), None, None)[0] for row in sent.messages]
+        torch.testing.assert_close(loss, (sent.probs * torch.stack(rows)).sum(0).mean())
         assert abs(loss - self.enumerated(game, self.among_the_batch, images)) > 0.01
 
     def test_approximate_plays_what_nobody_sends_nowhere(self):

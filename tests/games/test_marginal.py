@@ -51,7 +51,9 @@ def brute_force(game, batch, vocab_size, one_hot, coefficient):
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
 @pytest.mark.parametrize("message_format", ["index", "one_hot"])
 @pytest.mark.parametrize(("vocab_size", "size", "axis"), [(1, 1, 0), (2, 3, 0), (17, 5, 0), (17, 5, 1), (300, 2, 1)])
-def test_equals_brute_force(normalizer, strategy, message_format, vocab_size, size, axis):
+def test_loss_and_gradients_equal_the_sum_over_the_vocabulary(
+    normalizer, strategy, message_format, vocab_size, size, axis
+):
     if normalizer == "learned":
         normalizer = nn.Parameter(torch.tensor(1.6))
     game = game_of(normalizer, strategy, message_format, vocab_size, axis)
@@ -77,7 +79,7 @@ def test_equals_brute_force(normalizer, strategy, message_format, vocab_size, si
 
 @pytest.mark.parametrize("strategy", ["vmap", "loop"])
 @pytest.mark.parametrize("message_format", ["index", "one_hot"])
-def test_unmodified_egg_agents(egg, strategy, message_format):
+def test_eggs_own_agents_have_the_loss_of_the_sum_over_the_vocabulary(egg, strategy, message_format):
     from egg.zoo.signal_game.archs import InformedSender
     from egg.zoo.signal_game.archs import Receiver as EGGReceiver
 
@@ -146,7 +148,7 @@ def test_acting_receivers_learn_by_the_score_function(core, strategy):
         torch.testing.assert_close(mean, gradient, atol=0.02, rtol=0.1)
 
 
-def test_receiver_entropy(core):
+def test_the_receivers_entropy_enters_the_loss_with_its_coefficient(core):
     sender = fixed_sender(Sender(4, 6, 0))
     agent = nn.Embedding(6, 3)
 
@@ -176,7 +178,7 @@ def test_receiver_entropy(core):
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
 @pytest.mark.parametrize("widths", [(1, 1, 1), (2, 1, 2), (2, 2, 2)])
-def test_receivers_that_return_three_tensors_of_their_own(strategy, widths):
+def test_three_tensors_of_a_receiver_that_does_not_act_go_to_the_loss(strategy, widths):
     """They go to the loss, with no score function added: loss and gradients are the brute-force sum."""
     sender = fixed_sender(Sender(4, 17, 0), "entmax15")
     game = SymbolGameMarg(sender, Passing(widths), loss_of_three, strategy=strategy, receiver_acts=False).double()
@@ -235,7 +237,7 @@ def test_a_receiver_of_several_actions_acts_where_the_game_is_told_so(core, stra
         torch.testing.assert_close(found, wanted)
 
 
-def test_population_game(core):
+def test_a_population_plays_every_pair_as_a_game_of_its_own(core):
     senders = [fixed_sender(Sender(4, 17, 1)) for _ in range(2)]
     receivers = [Receiver(4, 17, 1, one_hot=False) for _ in range(2)]
     game = core.PopulationGame(
@@ -273,14 +275,14 @@ def test_the_task_loss_is_reported_without_entropies(evaluation):
         assert not torch.isclose(loss, wanted)
 
 
-def test_pickle():
+def test_a_pickled_game_has_the_same_loss():
     game = game_of("sparsemax", "auto", "index", 17, 1)
     batch = batch_of(5, 1)
     loss, _ = game(*batch)
     torch.testing.assert_close(pickle.loads(pickle.dumps(game))(*batch)[0], loss)
 
 
-def test_deepcopy_and_state_dict():
+def test_a_copied_game_has_the_same_loss_and_the_state_of_its_agents_alone():
     game = game_of("sparsemax", "auto", "index", 17, 1)
     batch = batch_of(5, 1)
     loss, _ = game(*batch)
@@ -290,17 +292,17 @@ def test_deepcopy_and_state_dict():
 
 
 class TestMistakes:
-    def test_sender_not_wrapped(self):
+    def test_a_sender_without_a_wrapper_is_refused(self):
         game = SymbolGameMarg(Sender(4, 17, 1), Receiver(4, 17, 1, False), nll)
         with pytest.raises(TypeError, match=r"SparsemaxWrapper.* Tensor"):
             game(*batch_of(5, 1, dtype=torch.float32))
 
-    def test_empty_batch(self):
+    def test_an_empty_batch_is_refused(self):
         game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
         with pytest.raises(ValueError, match=r"batch .* empty"):
             game(torch.zeros(3, 0, 4), torch.zeros(0).long(), torch.zeros(3, 0, 4))
 
-    def test_scores_that_are_not_finite(self):
+    def test_scores_that_are_not_finite_are_refused(self):
         images, labels, candidates = batch_of(5, 1, dtype=torch.float32)
         game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1)), Receiver(4, 17, 1, False), nll)
         with pytest.raises(ValueError, match=r"scores .* finite"):
@@ -328,7 +330,7 @@ def test_cuda_equals_cpu(strategy):
 
 
 @pytest.mark.gpu
-def test_float16_autocast_on_cuda():
+def test_float16_autocast_on_cuda_is_close_to_float32():
     game = game_of("sparsemax", "auto", "index", 17, 1).float().cuda()
     batch = [value.float().cuda() if value.is_floating_point() else value.cuda() for value in batch_of(5, 1)]
     exact = game(*batch)[0]

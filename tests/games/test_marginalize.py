@@ -64,7 +64,7 @@ def expected_loss(sender, receiver, temperature=1.0):
 
 
 @pytest.mark.parametrize("build", [reinforced, relaxed])
-def test_exact_and_shared(core, build):
+def test_a_converted_game_has_the_exact_loss_and_the_same_parameters(core, build):
     game = build(core)
     converted = marginalize(game, support=None)
     assert isinstance(converted, SymbolGameMarg)
@@ -137,7 +137,7 @@ def test_acting_receivers_still_act(core, nested):
 
 
 @pytest.mark.parametrize("sampler", ["UniformAgentSampler", "FullSweepAgentSampler"])
-def test_population(core, sampler):
+def test_a_population_is_converted(core, sampler):
     class Mechanics(nn.Module):
         sender_entropy_coeff = 0.3
 
@@ -185,18 +185,18 @@ class TestMistakes:
             (lambda core: core.PopulationGame(nn.Identity(), nn.Identity()), "senders and receivers and losses"),
         ],
     )
-    def test_what_cannot_be_converted(self, core, build, error):
+    def test_what_cannot_be_converted_is_refused(self, core, build, error):
         with pytest.raises(TypeError, match=error):
             marginalize(build(core))
 
-    def test_unknown_options(self, core):
+    def test_unknown_options_are_refused(self, core):
         for name in ("tau", "agent"):
             with pytest.raises(TypeError, match=f"{name} .*support.*strategy"):
                 marginalize(relaxed(core), **{name: 1})
         with pytest.raises(TypeError, match=r"message_format .*follows"):
             marginalize(relaxed(core), message_format="index")
 
-    def test_games_within_other_modules(self, core):
+    def test_games_within_other_modules_are_refused_by_name(self, core):
         class PopulationGame(nn.Module):
             pass
 
@@ -210,7 +210,7 @@ class TestMistakes:
         with pytest.raises(TypeError, match=r"Outer: .*marginalize\(game\.game\)"):
             marginalize(Outer(relaxed(core)))
 
-    def test_games_of_several_symbols(self, egg):
+    def test_games_of_several_symbols_are_refused(self, egg):
         sender = egg.RnnSenderReinforce(nn.Linear(5, 8), 10, 4, 8, 3)
         receiver = egg.RnnReceiverDeterministic(nn.Linear(8, 4), 10, 4, 8)
         for game in (
@@ -237,7 +237,7 @@ def test_agents_are_called_as_those_of_eggs_game_are(core, build):
 
 
 @pytest.mark.parametrize("build", [reinforced, relaxed])
-def test_weights_of_the_same_names(core, build):
+def test_weights_keep_their_names(core, build):
     game = build(core)
     converted = marginalize(game)
     converted(X, LABELS)
@@ -255,7 +255,7 @@ def test_weights_of_the_same_names(core, build):
         converted.load_state_dict(own)
 
 
-def test_eggs_evaluation_of_interventions(egg, capsys, monkeypatch):
+def test_eggs_evaluator_of_interventions_reads_a_converted_game(egg, capsys, monkeypatch):
     """EGG's CallbackEvaluator of the guessing game calls the agents of the game, and reads ``acc``."""
     intervention = pytest.importorskip("egg.zoo.language_bottleneck.intervention")
     # the original expects a ValueError of item(), where PyTorch raises a RuntimeError today
@@ -283,6 +283,6 @@ def test_eggs_evaluation_of_interventions(egg, capsys, monkeypatch):
         assert printed["intervention_message"]["mean_acc"] <= most + 1e-6
 
 
-def test_deepcopy(core):
+def test_a_copied_game_has_the_same_loss(core):
     converted = marginalize(reinforced(core), support=None)
     torch.testing.assert_close(copy.deepcopy(converted)(X, LABELS)[0], converted(X, LABELS)[0])

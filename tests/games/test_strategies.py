@@ -23,7 +23,7 @@ from small_games import (
 
 
 @pytest.mark.parametrize("message_format", ["index", "one_hot"])
-def test_symbol_receiver_wrapper_of_both_hosts(core, message_format):
+def test_the_hosts_symbol_receiver_is_played_alike_by_every_strategy(core, message_format):
     class Agent(nn.Module):
         def forward(self, embedded, input=None, aux_input=None):
             return embedded.tanh()
@@ -251,7 +251,7 @@ class TestWhatAutoDoesWithStatefulReceivers:
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_autocast(strategy, dtype):
+def test_autocast_is_close_to_float32(strategy, dtype):
     game = game_of("sparsemax", strategy, "index", 17, 0).float()
     images, labels, candidates = batch_of(5, 0)
     images, candidates = images.float(), candidates.float()
