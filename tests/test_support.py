@@ -116,6 +116,7 @@ def test_begins_with_many_messages_whatever_the_scale(name, scale):
     assert 0.6 * wanted < size < 1.3 * wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_keeps_a_constant_floor(name):
     """Against an agent whose scores grow and grow."""

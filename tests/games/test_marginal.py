@@ -114,6 +114,7 @@ def test_greedy_evaluation_plays_the_mode_and_expected_the_sum():
         game.evaluation = "sampled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
 def test_acting_receivers_learn_by_the_score_function(core, strategy):
     """The mean gradient over many draws of the receiver's actions equals the exact one."""

@@ -180,6 +180,7 @@ def nonlinear(d, columns):
     return (d.probs.pow(2) * values).sum(0) + d.expectation(values).cos()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in (*CATEGORICAL, *BIT_VECTORS) if name != "oracle"])
 def test_second_order_gradients(name):
     """The oracle above is left out: rounding decides which of several equally good structures it returns."""
@@ -192,6 +193,7 @@ def test_second_order_gradients(name):
     assert torch.autograd.gradgradcheck(lambda s: nonlinear(mapping(s), 6), (x,), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 2.6])
 @pytest.mark.parametrize("per_example", [False, True])
 def test_second_order_gradients_of_a_learned_alpha(alpha, per_example):
@@ -201,6 +203,7 @@ def test_second_order_gradients_of_a_learned_alpha(alpha, per_example):
     assert torch.autograd.gradgradcheck(lambda s, a: nonlinear(entmax(s, a), 6), (x, alpha), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 2])
 def test_second_order_gradients_of_marginals_and_values(budget):
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)

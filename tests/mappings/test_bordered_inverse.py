@@ -106,6 +106,7 @@ def filled(seed, convert, dtype, steps):
     return inverse, reference, rng
 
 
+@pytest.mark.slow
 @both_libraries
 @both_dtypes
 @pytest.mark.parametrize("seed", range(4))

@@ -54,6 +54,7 @@ def duality_gap(x, mu, budget):
     return best.sum(1) - (gradient * mu).sum(1)
 
 
+@pytest.mark.slow
 @given(scores_and_budget)
 @settings(max_examples=300, deadline=None)
 def test_duality_gap(case):

@@ -164,6 +164,7 @@ def test_equals_the_best_of_all(case):
         assert len({tuple(row) for row in vectors[:, b].tolist()}) == len(vectors)
 
 
+@pytest.mark.slow
 @given(scores_and_k)
 @settings(max_examples=200, deadline=None)
 def test_sparsemax_of_the_best(case):

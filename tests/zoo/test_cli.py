@@ -212,6 +212,7 @@ class TestAbbreviations:
             assert all(name in error for name in named)
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_of_resume_and_evaluate(self, tmp_path):
         final = main([*SMALL, "--random_seed=3", "--vocab=9", "--ou=run"])
         assert json.loads((tmp_path / "run/opts.json").read_text())["vocab_size"] == 9

@@ -176,6 +176,7 @@ def test_guard_finds_a_fault_on_the_device(accelerator, skip, capsys):
         assert torch.equal(accelerator.host(now.detach()), then)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fp16", [False, True])
 def test_trainer(accelerator, fp16):
     """The host's Trainer on the device: it moves game and batches, copies Interactions back, and scales gradients."""

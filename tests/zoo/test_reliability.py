@@ -474,6 +474,7 @@ class TestFolders:
         assert "warning: --batch_size has no effect" in error
 
 
+@pytest.mark.slow
 class TestCheckpoints:
     @pytest.fixture
     def folder(self, tmp_path):
@@ -484,7 +485,6 @@ class TestCheckpoints:
         assert {path.name for path in folder.iterdir()} == {"2.tar", "3.tar", "4.tar", "final.tar"}
         assert checkpoints.newest(folder) == (folder / "final.tar", 4)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "flipped"])
     def test_passes_over_damaged_ones(self, folder, damage, capsys):
         for name in ("final.tar", "4.tar"):
@@ -501,7 +501,6 @@ class TestCheckpoints:
         main(["--resume=run", "--no_cuda"])
         assert checkpoints.newest(folder) == (folder / "final.tar", 4)
 
-    @pytest.mark.slow
     def test_a_writer_that_fails_leaves_what_was_there(self, folder, monkeypatch):
         before = (folder / "final.tar").read_bytes()
 

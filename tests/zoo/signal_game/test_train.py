@@ -435,6 +435,7 @@ class TestEvaluation:
             for one, other in zip(first, second, strict=True):
                 assert all(map(torch.equal, one, other))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["marg", "sfe"])
     def test_validation_reports_both_successes(self, mode, few_test_games, tmp_path):
         """The last epoch's are those of the weights at the end."""
@@ -507,6 +508,7 @@ class TestRuns:
         results = [{name: value for name, value in result.items() if name != "seconds"} for result in results]
         assert results[0] == results[1] != results[2]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["marg", "gs"])
     def test_a_resumed_run_sees_the_batches_of_the_whole_one(self, mode, tmp_path):
         """For marg, which draws nothing else, it ends with the same weights."""
