@@ -119,9 +119,10 @@ def play(folder, entry, params, kill=(None, None, None)):
         setattr(owner, name, call)
 
     if event == "line":
-        instead_of(
-            MetricsWriter, "_write", lambda writer, *_: len(writer.path.read_text().splitlines()) == what, after=True
-        )
+        for hook in ("on_epoch_end", "on_validation_end"):
+            instead_of(
+                MetricsWriter, hook, lambda writer, *_: len(writer.path.read_text().splitlines()) == what, after=True
+            )
     if event == "write":
         for function in ("link", "replace"):
             instead_of(os, function, lambda source, target: os.path.basename(target) == what)
@@ -240,15 +241,15 @@ def test_an_interrupted_run_saves_its_last_whole_epoch(frequency, monkeypatch, t
     """Also one that checkpoints of every few epochs, or of the end alone, would have left out."""
     params = ["--mode=sfe", *SIGNAL_GAME, "--random_seed=3", "--no_cuda", f"--checkpoint_freq={frequency}"]
     main([*params, "--out=whole"])
-    plain = GameLoader._batch
+    plain = GameLoader.set_epoch
 
-    def interrupted(self, rng):
-        if self.epoch == 4 and not self.fixed:  # the third epoch: it has counted on
+    def interrupted(self, epoch):
+        if epoch == 3:
             raise KeyboardInterrupt
-        return plain(self, rng)
+        plain(self, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GameLoader, "_batch", interrupted)
+        patch.setattr(GameLoader, "set_epoch", interrupted)
         assert run(PROG, main, [*params, "--out=cut"]) == 130
     assert checkpoints.newest(tmp_path / "cut/checkpoints") == (tmp_path / "cut/checkpoints/2.tar", 2)
     main(["--resume=cut", "--no_cuda"])

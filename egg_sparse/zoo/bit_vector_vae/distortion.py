@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 _SAFE_EXPONENT = 80.0  # exp of it, and of its negative, is a normal float32
-_LOGITS_AT_A_TIME = {"cpu": 2**20, "cuda": 2**26}
+LOGITS_AT_A_TIME = {"cpu": 2**20, "cuda": 2**26}
 
 
 def categorical_distortion(
@@ -64,7 +64,7 @@ class _Distortion(torch.autograd.Function):
         if n:
             norms = features.square().sum(-1).amax() * weight.square().sum(-1).amax()
             largest_score = (norms.sqrt() + bias.abs().amax()).item()
-        at_a_time = max(1, _LOGITS_AT_A_TIME.get(features.device.type, 2**20) // (n_pixels * n_levels))
+        at_a_time = max(1, LOGITS_AT_A_TIME.get(features.device.type, 2**20) // (n_pixels * n_levels))
         buffer = features.new_empty(min(n, at_a_time), n_levels, n_pixels)
         distortion = features.new_empty(n)
         of_features = torch.empty_like(features)

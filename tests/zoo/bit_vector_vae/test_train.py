@@ -17,7 +17,7 @@ from egg_sparse import SparseMAPBitVectorWrapper, TopKSparsemaxWrapper
 from egg_sparse.estimators import BitVectors
 from egg_sparse.zoo.bit_vector_vae import data
 from egg_sparse.zoo.bit_vector_vae.archs import Generator
-from egg_sparse.zoo.bit_vector_vae.distortion import categorical_distortion
+from egg_sparse.zoo.bit_vector_vae.distortion import LOGITS_AT_A_TIME, categorical_distortion
 from egg_sparse.zoo.bit_vector_vae.likelihood import log_likelihood
 from egg_sparse.zoo.bit_vector_vae.train import PROG, build_vae, evaluate, main, parse_options
 from egg_sparse.zoo.cli import run
@@ -41,9 +41,7 @@ class TestDistortion:
 
     @pytest.mark.parametrize("at_a_time", [1, 50, 2**20])
     def test_equals_the_plain_one(self, at_a_time, monkeypatch):
-        monkeypatch.setitem(
-            __import__("egg_sparse.zoo.bit_vector_vae.distortion", fromlist=["x"])._LOGITS_AT_A_TIME, "cpu", at_a_time
-        )
+        monkeypatch.setitem(LOGITS_AT_A_TIME, "cpu", at_a_time)
         inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((7, 6, 3), (9, 3), (9,))]
         levels, weights = torch.randint(0, 9, (7, 6), dtype=torch.uint8), torch.randn(7, dtype=torch.float64)
         results = [function(*inputs, levels) for function in (categorical_distortion, self.plainly)]
