@@ -30,7 +30,10 @@ def build_signal_game(params):
     game = signal_game.build_game(opts, *signal_game.build_agents(opts, SIGNAL_DATA().n_features))
 
     def evaluate(game, batches, device):
-        return signal_game.evaluate(opts, agent_of(game.sender), agent_of(game.receiver), batches, device)
+        sender, receiver = agent_of(game.sender), agent_of(game.receiver)
+        return signal_game.evaluate(
+            opts, sender, receiver, batches, device, signal_game.wrapper_temperature(opts, game)
+        )
 
     return opts, game, loaders["train"], evaluate
 

@@ -152,7 +152,7 @@ def play_exactly(
     receiver: Receiver,
     loader: Iterable,
     device: torch.device,
-    temperature: float = 1.0,
+    temperature: float,
 ) -> dict[str, torch.Tensor]:
     """Plays games over all messages of the distribution that the sender was trained with, each game once.
 
@@ -202,7 +202,7 @@ def play_sampled(
     one_hot: bool,
     loader: Iterable,
     device: torch.device,
-    temperature: float = 1.0,
+    temperature: float,
 ) -> torch.Tensor:
     """Success per game, on the CPU, with one symbol that is sampled from the sender's softmax."""
     successes = []
@@ -222,7 +222,7 @@ def evaluate(
     receiver: Receiver,
     loader: Iterable,
     device: torch.device,
-    temperature: float = 1.0,
+    temperature: float,
 ) -> dict[str, float]:
     """Tests agents with the most probable message, and in exact expectation over the messages.
 

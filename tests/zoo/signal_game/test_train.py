@@ -342,7 +342,7 @@ class TestEvaluation:
 
     @pytest.fixture(params=["marg", "marg --normalizer=softmax", "gs", "sumsample"])
     def played(self, request, few_test_games):
-        """Options, agents with a language of several symbols per image, loaders, and all outcomes by hand."""
+        """Options, agents with a language of several symbols per image, loaders, temperature, and outcomes by hand."""
         torch.manual_seed(3)
         opts = parse_options([*f"--mode={request.param}".split(), "--temperature=10", *SMALL, "--no_cuda"])
         images = data.load("digits", None, "data", False)
@@ -350,12 +350,14 @@ class TestEvaluation:
         loaders = train.build_loaders(opts, images)
         sparse = opts.mode == "marg" and opts.normalizer == "sparsemax"
         normalize = entmax.sparsemax if sparse else torch.softmax
+        game = train.build_game(opts, sender, receiver)
+        divided = 1 if opts.mode == "gs" else 10  # by --temperature; in gs by the agent itself
         slow = {"acc": [], "acc_expected": [], "nll": [], "support": [], "message": []}
         with torch.no_grad():
             sender.score.weight.mul_(20)
             receiver.read.weight.mul_(20)
             for images_, labels, candidates in loaders["test"]:
-                probs = normalize(sender(images_), dim=1)
+                probs = normalize(sender(images_) / divided, dim=1)
                 outputs = []
                 for symbol in range(20):
                     message = torch.full(labels.shape, symbol)
@@ -373,15 +375,16 @@ class TestEvaluation:
                 slow["nll"].append((probs * nll).sum(1))
                 slow["support"].append((probs > 0).sum(1).float())
                 slow["message"].append(best)
-        return opts, sender, receiver, loaders, {name: torch.cat(values) for name, values in slow.items()}
+        slow = {name: torch.cat(values) for name, values in slow.items()}
+        return opts, sender, receiver, loaders, train.wrapper_temperature(opts, game), slow
 
     def test_equals_brute_force(self, played):
-        opts, sender, receiver, loaders, slow = played
-        found = train.play_exactly(opts, sender, receiver, loaders["test"], opts.device)
+        opts, sender, receiver, loaders, temperature, slow = played
+        found = train.play_exactly(opts, sender, receiver, loaders["test"], opts.device, temperature)
         for name, values in slow.items():
             torch.testing.assert_close(found[name], values)
         assert not torch.equal(slow["acc"], slow["acc_expected"])
-        means = train.evaluate(opts, sender, receiver, loaders["test"], opts.device)
+        means = train.evaluate(opts, sender, receiver, loaders["test"], opts.device, temperature)
         for name, value in means.items():
             if name in slow or name == "loss":
                 assert value == pytest.approx(float(slow["nll" if name == "loss" else name].mean()), abs=1e-6)
@@ -406,21 +409,21 @@ class TestEvaluation:
         assert found["exact"] == pytest.approx(1 if opts.mode == "marg" else share)
 
     def test_plays_every_game_once(self, played, monkeypatch):
-        opts, sender, receiver, loaders, _ = played
+        opts, sender, receiver, loaders, temperature, _ = played
         passes, calls = [], []
         plain = data.GameLoader.__iter__
         monkeypatch.setattr(data.GameLoader, "__iter__", lambda loader: passes.append(1) or plain(loader))
         sender.register_forward_hook(lambda *_: calls.append(1))
-        train.evaluate(opts, sender, receiver, loaders["test"], opts.device)
+        train.evaluate(opts, sender, receiver, loaders["test"], opts.device, temperature)
         assert len(passes) == 1
         assert len(calls) == len(loaders["test"])
 
     @pytest.mark.parametrize("played", ["gs", "sumsample"], indirect=True)
     def test_sampled_success_is_the_expected_one_on_average(self, played):
-        opts, sender, receiver, loaders, slow = played
-        found = []
+        opts, sender, receiver, loaders, temperature, slow = played
+        found, one_hot = [], opts.mode == "gs"
         for _ in range(200):
-            found.append(train.play_sampled(sender, receiver, opts.mode == "gs", loaders["test"], opts.device))
+            found.append(train.play_sampled(sender, receiver, one_hot, loaders["test"], opts.device, temperature))
         mean, error = torch.stack(found).mean(), torch.stack(found).std() / (200 * len(found[0])) ** 0.5
         assert abs(mean - slow["acc_expected"].mean()) < 4 * error
 
