@@ -56,3 +56,19 @@ def test_fixed_epochs_are_all_the_same(kind):
 
 def test_part_of_a_batch():
     assert part_of(np.arange(7), (1, 3)).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+def test_the_image_at_position_i_comes_with_labelled_image_i_modulo_their_number(fixed, part):
+    unlabeled = DIGITS.take(np.arange(40))
+    unlabeled.classes = np.arange(40)  # so that classes are positions
+    labeled = DIGITS.take(np.arange(7))
+    labeled.classes = np.arange(7)
+    loader = SemiSupervisedLoader(unlabeled, labeled, 8, seed=1, fixed=fixed, part=part)
+    for _, positions, _, batch in loader:
+        assert batch["classes"].tolist() == [position % 7 for position in positions.tolist()]
+        on = torch.from_numpy(labeled.pixels[batch["classes"]] == 16)
+        off = torch.from_numpy(labeled.pixels[batch["classes"]] == 0)
+        assert (batch["images"][on] == 1).all()
+        assert (batch["images"][off] == 0).all()
