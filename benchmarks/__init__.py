@@ -1,0 +1,1 @@
+"""Benchmarks of speed and memory; ``python -m benchmarks`` runs them and saves their tables."""
