@@ -12,7 +12,7 @@ from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.estimators.families import BitVectors, Symbols
 from egg_sparse.games.base import OneMessageGame, Option, check_count, expected_metrics, one_of
-from egg_sparse.games.strategies import Batch, Outcome, Strategy
+from egg_sparse.games.calls import Batch, Outcome, Strategy
 
 Baseline = Literal["none", "running_mean", "sample", "leave_one_out"]
 Evaluation = Literal["greedy", "sampled"]

@@ -14,7 +14,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.games.strategies import Batch, Outcome, ReceiverCall, Strategy, play, play_automatically
+from egg_sparse.games.automatic import Choice, play_automatically
+from egg_sparse.games.calls import Batch, Outcome, ReceiverCall, Strategy
+from egg_sparse.games.strategies import play
 
 T = TypeVar("T")
 
@@ -109,11 +111,15 @@ class KnownLoss:
         uncoupled_modes: the modes of the game (``training``) in which examples are independent of others' messages.
         coupling_checks: the number of checks that could not tell whether they are.
         average_checks: the number of steps in which the metrics without a value per example were checked.
+        choices: what "auto" has found out, per mode of the receiver (``training``).
+        knows_products: see :class:`egg_sparse.games.calls.ReceiverCall`.
     """
 
     uncoupled_modes: set[bool] = field(default_factory=set)
     coupling_checks: int = 0
     average_checks: int = 0
+    choices: dict[bool | None, Choice] = field(default_factory=dict)
+    knows_products: bool | None = None
 
 
 @dataclass
@@ -121,7 +127,7 @@ class KnownReceiver:
     """What a game has found out about a receiver.
 
     Attributes:
-        strategies: the strategy that "auto" has chosen, per mode of the receiver (``training``).
+        strategies: vmap, or loop for a receiver that vmap cannot trace, per mode of the receiver (``training``).
         vocab_sizes: the sizes of the vocabularies that the receiver is known to read.
         losses: what is known of the losses that it has been played with.
     """
@@ -165,6 +171,11 @@ class OneMessageGame(nn.Module):
     def _logging_strategy(self) -> host.core.LoggingStrategy:
         return self.train_logging_strategy if self.training else self.test_logging_strategy
 
+    @property
+    def _examples_are_independent(self) -> bool:
+        """Whether an example's loss is independent of the messages of others."""
+        return True
+
     def _receiver_call(self, distribution: Any, receiver: Callable, loss: Callable, batch: Batch) -> ReceiverCall:
         """The call of receiver and loss for messages of the distribution."""
         if not distribution.batch_shape.numel():
@@ -181,15 +192,21 @@ class OneMessageGame(nn.Module):
     def _play(self, distribution: SparseDistribution, call: ReceiverCall, greedy: bool = False) -> Outcome:
         """Plays the support of the distribution, or only its most probable messages if ``greedy``."""
         known = self._known_receivers[call.receiver]
+        known_loss = known.losses[call.loss]
+        call.knows_products = known_loss.knows_products
         call.is_first = call.vocab_size not in known.vocab_sizes
         greedy = greedy or len(distribution.probs) == 1
         if self.strategy != "auto" or greedy:
             outcome = play(distribution, call, self.strategy, self.chunk_size, greedy)
         else:
             mode = getattr(call.receiver, "training", None)
+            choice = known_loss.choices.setdefault(mode, Choice())
+            if not self._examples_are_independent:
+                choice = Choice(is_distinct=False, divides=False)
             outcome, known.strategies[mode] = play_automatically(
-                distribution, call, known.strategies.get(mode), self.chunk_size
+                distribution, call, known.strategies.get(mode), choice, self.chunk_size
             )
+        known_loss.knows_products = call.knows_products
         known.vocab_sizes.add(call.vocab_size)
         call.is_first = False
         if self.receiver_entropy_coeff and not outcome.acts:

@@ -23,7 +23,7 @@ from egg_sparse.games.base import (
     of_first_row,
     one_of,
 )
-from egg_sparse.games.strategies import Batch, Outcome, ReceiverCall, Strategy
+from egg_sparse.games.calls import Batch, Outcome, ReceiverCall, Strategy
 from egg_sparse.mappings.resampling import resample, score_of_sample, sum_and_sample
 from egg_sparse.wrappers import requesting_distributions
 
@@ -141,6 +141,10 @@ class _MarginalGame(OneMessageGame):
         return optimized_loss, self._interaction(
             bounded.mode, call, outcome, losses, expected_metrics(outcome, expect), metrics
         )
+
+    @property
+    def _examples_are_independent(self) -> bool:
+        return self.coupled == "refuse"
 
     def _sent_distribution(self, sender: Callable, batch: Batch) -> SparseDistribution:
         host.refuse_several_symbols(sender)
@@ -269,13 +273,16 @@ class SymbolGameMarg(_MarginalGame):
         receiver_entropy_coeff: the coefficient of the entropy of a receiver that acts; 0 for any other.
         strategy: the method of playing all messages. "vmap" sees plain EGG shapes, whatever axis a game keeps its
             examples on, and computes once what does not depend on the message; "loop" calls the receiver once per row,
-            for receivers that vmap cannot trace (nn.GRU and nn.LSTM, packed sequences, BatchNorm in training,
-            ``.item()``); "auto" is vmap, or loop with a warning that names the cause. "gather" plays only the
-            (message, example) pairs of non-zero probability: it is cheapest where supports are uneven and the
-            receiver's input is small, and needs inputs with examples on axis 0 and metrics with one value per example.
-            All give the same loss, if no example's loss depends on the messages of others. Where it does, vmap, loop
-            and auto play each row of messages as a batch, which is not the expectation over independent messages, and
-            gather cannot play it. BatchNorm in training is such a case, of which a warning tells.
+            for receivers that vmap cannot trace (packed sequences, BatchNorm in training, ``.item()``). "distinct"
+            calls the receiver once per message that occurs in the batch, for receivers that read the message alone; a
+            random receiver, such as one with Dropout, then draws once per message and not once per example. "gather"
+            plays only the (message, example) pairs of non-zero probability, and needs inputs with examples on axis 0
+            and metrics with one value per example. "auto" is vmap, or loop with a warning that names the cause; where
+            the first batch shows that the losses are the same, it is distinct, or vmap in groups of examples with
+            supports of similar size. All give the same loss, if no example's loss depends on the messages of others.
+            Where it does, vmap, loop and auto play each row of messages as a batch, which is not the expectation over
+            independent messages, and gather cannot play it. BatchNorm in training is such a case, of which a warning
+            tells.
         chunk_size: the largest number of messages (rows) that are played at a time, to be recomputed in the backward
             pass, so that memory does not grow with the support; None for all at once.
         evaluation: the messages that are played in evaluation mode: "greedy", the most probable one, as in EGG's
@@ -300,8 +307,9 @@ class SymbolGameMarg(_MarginalGame):
     bit-vectors), and in ``aux``, per example: the expectations of the loss's metrics; ``task_loss``, the expectation of
     the loss itself, without the entropies that the game's own loss includes; ``sender_entropy`` in nats; ``support``,
     the number of messages of non-zero probability; ``receiver_calls``, the number of messages that the receiver was
-    given for the example (with vmap and loop the largest support in the batch), unless only the most probable one was
-    played; ``exact``, 1 where the support is within ``max_support``, else 0.
+    given for the example (with vmap and loop the largest support in the batch or in its group of examples, with
+    distinct the number of distinct messages divided by that of examples), unless only the most probable one was played;
+    ``exact``, 1 where the support is within ``max_support``, else 0.
 
     Raises:
         TypeError, ValueError: an option is none of the above; the sender is not wrapped; the batch is empty; the loss

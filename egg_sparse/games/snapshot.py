@@ -61,6 +61,19 @@ class Snapshot:
             python_state,
         ]
 
+    def is_unchanged(self) -> bool:
+        """Whether the agents' state is what it was; the random number generators do not count."""
+        for owner, attributes, contents in zip(self._owners, self._attributes, self._contents, strict=True):
+            now = _plain_attributes(owner)
+            if now.keys() != attributes.keys() or any(now[name] is not kept for name, kept in attributes.items()):
+                return False
+            buffers = {name: buffer for name, buffer in _buffers(owner).items() if buffer is not None}
+            if buffers.keys() != contents.keys():
+                return False
+            if not all(torch.equal(buffer, contents[name]) for name, buffer in buffers.items()):
+                return False
+        return True
+
     def restore(self) -> None:
         """Restores the state; the buffers' contents are written to the tensors that held them."""
         self._restore_all_but_buffers()

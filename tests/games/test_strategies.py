@@ -125,10 +125,21 @@ def distance_of_axis_1(sender_input, message, receiver_input, receiver_output, l
     return (receiver_output.sum(1) - sender_input[0].sum(1)).pow(2), {}
 
 
+class ReadingInput(nn.Module):
+    """A receiver that reads its input beside the message."""
+
+    def __init__(self, receiver):
+        super().__init__()
+        self.receiver = receiver
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        return self.receiver(message) + receiver_input[0].sum(1, keepdim=True)
+
+
 @pytest.mark.parametrize("receiver_class", [Recurrent, Normalizing, Peeking])
 def test_what_vmap_cannot_trace_is_played_by_loop(receiver_class):
     sender = fixed_sender(Sender(4, 17, 1), "entmax15")
-    game = SymbolGameMarg(sender, receiver_class(), distance_of_axis_1).double()
+    game = SymbolGameMarg(sender, ReadingInput(receiver_class()), distance_of_axis_1).double()
     images = batch_of(5, 1)[0]
     with pytest.warns(RuntimeWarning, match=r"auto .*loop"):
         loss, _ = game(images, None, images)
