@@ -32,6 +32,7 @@ class Namespace(Protocol[A]):
     def einsum(self, equation: str, x: A, y: A, /) -> A: ...
     def cholesky(self, x: A, /) -> A: ...
     def inv(self, x: A, /) -> A: ...
+    def sums(self, values: A, groups: A, /) -> A: ...
     def zeros(self, shape: tuple[int, ...], like: A, /) -> A: ...
     def arange(self, n: int, like: A, /) -> A: ...
     def astype(self, x: A, like: A, /) -> A: ...
@@ -55,6 +56,10 @@ class _NumPy:
     @staticmethod
     def floor(x: np.ndarray) -> np.ndarray:
         return np.floor(x)
+
+    @staticmethod
+    def sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        return np.bincount(groups, values)
 
     @staticmethod
     def zeros(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
@@ -81,6 +86,10 @@ class _PyTorch:
     @staticmethod
     def where(condition: torch.Tensor, x: torch.Tensor, y: torch.Tensor | float) -> torch.Tensor:
         return torch.where(condition, x, y)
+
+    @staticmethod
+    def sums(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(values).index_add(0, groups, values)  # as many as values, for want of a smaller bound
 
     @staticmethod
     def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

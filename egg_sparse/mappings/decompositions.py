@@ -71,38 +71,61 @@ def _terms(x: A, budget: int | None, systematic: bool) -> tuple[A, A | None, A, 
     """The marginals (B, D), for which examples the budget limits them (B,), the bits in the order of the numbers that
     cut [0, 1] (B, D), and of the K terms the gaps (B, K), the probabilities (B, K) and the messages (K, B, D).
     """
-    on_host = isinstance(x, np.ndarray)
-    if on_host:
+    if isinstance(x, np.ndarray):
         synchronize_finite(as_tensor(x))  # before NumPy warns
-    xp = namespace(x)
-    batch, n_bits = x.shape
     mu, limited = marginals(x, budget)
     cuts, whole = _laid_end_to_end(mu, limited, budget) if systematic else (mu, None)
-    edges = xp.zeros((batch, n_bits + 2), mu)
-    edges[:, -1] = 1
-    sorted_bits = order(cuts)
-    edges[:, 1:-1] = gather(cuts, sorted_bits)
-    gaps = edges[:, 1:] - edges[:, :-1]
-
-    rows = 1
-    if batch:
-        largest_support = (gaps > 0).sum(1).max()
-        rows = int(largest_support) if on_host else synchronize_finite(as_tensor(x), largest_support)
-    terms = order(gaps, rows, -1)
-    probs, starts = gather(gaps, terms), gather(edges, terms)
-    starts = xp.where(probs > 0, starts, starts[:, :1])  # padded rows repeat the first
+    sorted_bits, terms, probs, starts = cut(cuts, x)
     messages = _messages(as_tensor(starts), as_tensor(cuts), None if whole is None else as_tensor(whole))
     return mu, limited, sorted_bits, terms, probs, messages
 
 
+def cut(cuts: A, x: A, least: float = 0.0) -> tuple[A, A, A, A]:
+    """Cuts [0, 1] into gaps, and sorts the gaps.
+
+    Args:
+        cuts: where to cut, ``(B, D)``, in [0, 1].
+        x: the scores, which are checked to be finite when the number of gaps is transferred to the host.
+        least: the width up to which a gap counts as empty.
+
+    Returns:
+        The positions of the cuts in ascending order, ``(B, D)``; of the K widest gaps, in descending order, the
+        positions, the widths and the starts, ``(B, K)``, where empty ones have the width 0 and repeat the first start.
+    """
+    xp = namespace(cuts)
+    batch, n_cuts = cuts.shape
+    edges = xp.zeros((batch, n_cuts + 2), cuts)
+    edges[:, -1] = 1
+    by_place = order(cuts)
+    edges[:, 1:-1] = gather(cuts, by_place)
+    gaps = edges[:, 1:] - edges[:, :-1]
+    if least:
+        gaps *= gaps > least
+
+    rows = 1
+    if batch:
+        largest_support = (gaps > 0).sum(1).max()
+        on_host = isinstance(cuts, np.ndarray)
+        rows = int(largest_support) if on_host else synchronize_finite(as_tensor(x), largest_support)
+    by_width = order(gaps, rows, -1)
+    widths, starts = gather(gaps, by_width), gather(edges, by_width)
+    return by_place, by_width, widths, xp.where(widths > 0, starts, starts[:, :1])
+
+
+def grad_cuts(grad_widths: A, by_place: A, by_width: A) -> A:
+    """The gradient of the cuts (B, D), given that of the widths (B, K) and the positions that :func:`cut` returns."""
+    xp = namespace(grad_widths)
+    rows = xp.arange(len(by_place), by_place)[:, None]
+    grad_gaps = xp.zeros((by_place.shape[0], by_place.shape[1] + 1), grad_widths)
+    grad_gaps[rows, by_width] = grad_widths
+    grad = xp.zeros(tuple(by_place.shape), grad_widths)
+    grad[rows, by_place] = grad_gaps[:, :-1] - grad_gaps[:, 1:]
+    return grad
+
+
 def _grad_scores(grad_probs: A, mu: A, limited: A | None, sorted_bits: A, terms: A, systematic: bool) -> A:
     """The gradient of the scores (B, D), given that of the probabilities (B, K) and results of :func:`_terms`."""
-    xp = namespace(mu)
-    rows = xp.arange(len(mu), mu)[:, None]
-    grad_gaps = xp.zeros((mu.shape[0], mu.shape[1] + 1), mu)
-    grad_gaps[rows, terms] = grad_probs
-    grad = xp.zeros(tuple(mu.shape), mu)
-    grad[rows, sorted_bits] = grad_gaps[:, :-1] - grad_gaps[:, 1:]
+    xp, grad = namespace(mu), grad_cuts(grad_probs, sorted_bits, terms)
     if systematic:
         grad = as_array_like(as_tensor(grad).flip(1).cumsum(1).flip(1), grad)
     between = (mu > 0) & (mu < 1)
