@@ -30,7 +30,7 @@ from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings.arrays import A, Namespace, as_array, as_tensor, matvec, namespace, vecdot, widen
 from egg_sparse.mappings.bordered_inverse import BorderedInverse
 from egg_sparse.mappings.order import order
-from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronize_sums, working_copy
+from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronize_sums
 
 MAX_ITER = 1000
 TOL = 1e-9
@@ -108,9 +108,8 @@ def sparsemap_active_set(
     """
     check_scores(scores, "D bits")
     check_stopping(max_iter, tol)
-    x, finite = working_copy(scores)
-    x = widen(x)
-    synchronize_sums(x, finite)
+    x = widen(scores)
+    synchronize_sums(x)
     # the solver refuses what is not finite in the oracle's results; NumPy need not warn as well
     with torch.autocast(scores.device.type, enabled=False), np.errstate(over="ignore", invalid="ignore"):
         solution = _Solver(as_array(x), oracle).solve(max_iter, tol)

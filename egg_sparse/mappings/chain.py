@@ -27,14 +27,7 @@ from egg_sparse.mappings import lpsmap
 from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set, tie_tolerance
 from egg_sparse.mappings.arrays import A, as_array, as_array_like, as_tensor, namespace, widen
 from egg_sparse.mappings.decompositions import cut, grad_cuts
-from egg_sparse.mappings.scores import (
-    check_scores,
-    message_type,
-    probability_type,
-    synchronize,
-    synchronize_sums,
-    working_copy,
-)
+from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronize, synchronize_sums
 
 DECOMPOSITIONS = ("threshold", "active_set")
 
@@ -105,22 +98,21 @@ def sparsemap_chain(
             f"got {tuple(transitions.shape)}"
         )
     wide_transitions = widen(transitions)
-    synchronize_sums(wide_transitions.detach(), torch.isfinite(transitions.detach()), name="transitions")
+    synchronize_sums(wide_transitions, name="transitions")
     if solver == "lpsmap":
         synchronize(torch.isfinite(scores.detach()))
         return lpsmap.chain(scores, transitions, max_iter)
     wide_transitions = wide_transitions.expand(batch, -1)
     if decomposition == "active_set":
         return sparsemap_active_set(scores, _Sequences(wide_transitions), max_iter, tol)
-    x, finite = working_copy(scores)
-    x = widen(x)
-    synchronize_sums(x.detach(), finite)
+    x = widen(scores)
+    synchronize_sums(x)
     probs, sequences = _Threshold.apply(x, wide_transitions, message_type(scores))
     return SparseDistribution(sequences, probs.to(probability_type(scores)), validate_args=False)
 
 
 class _Threshold(torch.autograd.Function):
-    """Probabilities (K, B) and sequences (K, B, D), most probable first, for scores (B, D) and transitions (B, D - 1)."""
+    """Probabilities (K, B) and sequences (K, B, D) of a dtype, for scores (B, D) and transitions (B, D - 1)."""
 
     @staticmethod
     def forward(
@@ -131,7 +123,7 @@ class _Threshold(torch.autograd.Function):
         by_place, by_width, probs, starts = cut(m, m, tie_tolerance(x))
         sequences = as_tensor(starts).new_empty(starts.shape[1], *x.shape, dtype=dtype)
         torch.lt(as_tensor(starts).t().unsqueeze(-1), as_tensor(m), out=sequences)
-        sequences.sub_(as_tensor(flipped)).abs_()
+        sequences.sub_(as_tensor(flipped).to(dtype)).abs_()
         ctx.save_for_backward(*map(as_tensor, (t, m, segments, rises, flipped, by_place, by_width)))
         ctx.mark_non_differentiable(sequences)
         ctx.set_materialize_grads(False)
@@ -147,14 +139,15 @@ class _Threshold(torch.autograd.Function):
         convert = as_tensor if torch.is_grad_enabled() else as_array
         t, m, segments, rises, flipped, by_place, by_width = map(convert, ctx.saved_tensors)
         grad_m = grad_cuts(convert(grad_probs.t()), by_place, by_width)
-        return *map(as_tensor, _grad_scores(grad_m, t, m, segments, rises, flipped)), None
+        grad_x, grad_t = _grad_scores(grad_m, t, m, segments, rises, flipped)
+        return as_tensor(grad_x), as_tensor(grad_t), None
 
 
 def _denoised(x: A, t: A) -> tuple[A, A, A, A]:
     """The m (B, D), the number of the segment of each bit (B, D), where m rises or falls from one segment to the next,
     1 or -1 (B, D - 1), and 1 for each bit that an odd number of negative t precedes (B, D).
     """
-    xp, tolerance = namespace(x), tie_tolerance(as_tensor(x))
+    xp = namespace(x)
     flipped, y = xp.zeros(tuple(x.shape), x), x + 1
     flipped[:, 1:] = xp.astype((t < 0).cumsum(1) % 2, x)
     y[:, 1:] += t / 2
@@ -240,13 +233,16 @@ def _bit_by_bit(scores: np.ndarray, transitions: np.ndarray, tolerance: float) -
     # gain[i]: the best score of bits up to i with bit i on, less that with bit i off. It is x[i] +
     # max(gain[i - 1] + t, 0) - max(gain[i - 1], 0), written without a difference of large numbers.
     sign, lowest, highest = np.where(t < 0, -1.0, 1.0), np.minimum(t, 0), np.maximum(t, 0)
-    gain = x.copy()
-    for i in range(1, len(x)):
-        gain[i] += np.minimum(np.maximum(sign[i - 1] * gain[i - 1] + highest[i - 1], lowest[i - 1]), highest[i - 1])
+    gain, kept = x.copy(), np.empty_like(x[0])
+    for before, gain_of_bit, s, low, high in zip(gain[:-1], gain[1:], sign, lowest, highest, strict=True):
+        np.multiply(s, before, out=kept)
+        kept += high
+        np.maximum(kept, low, out=kept)
+        gain_of_bit += np.minimum(kept, high, out=kept)
     bits = gain > tolerance  # if the next bit is off, or there is none
     differs = bits[:-1] ^ (gain[:-1] + t > tolerance)  # if it is on
-    for i in reversed(range(len(x) - 1)):
-        bits[i] ^= bits[i + 1] & differs[i]
+    for bit, next_bit, depends in zip(bits[-2::-1], bits[:0:-1], differs[::-1], strict=True):
+        bit ^= next_bit & depends
     return bits.T.astype(scores.dtype)
 
 

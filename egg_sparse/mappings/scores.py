@@ -96,19 +96,20 @@ def synchronize(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "score
     return values
 
 
-def synchronize_sums(x: torch.Tensor, finite: torch.Tensor, name: str = "scores") -> None:
+def synchronize_sums(x: torch.Tensor, name: str = "scores") -> None:
     """Checks that scores are finite, and that sums over their last axis do not overflow in the dtype of x.
 
     Args:
         x: the scores, in the dtype to compute with.
-        finite: a mask, True where x is finite.
         name: the argument's name in the error.
 
     Raises:
         ValueError: scores that are NaN or infinite, or sums that overflow.
     """
-    (in_range,) = synchronize(finite, torch.isfinite(4 * x.abs().sum(-1)).all(), name=name)
-    if not in_range:
+    with np.errstate(over="ignore"):
+        in_range = (4 * abs(as_array(x)).sum(-1) < math.inf).all()
+    if not bool(in_range):
+        synchronize(torch.isfinite(x), name=name)
         raise ValueError(
             f"{name} must have sums within the range of {x.dtype}, got numbers up to {x.abs().max().item():g}"
         )

@@ -1,4 +1,4 @@
-"""The active-set method against a general quadratic solver, the duality gap over all structures, and closed forms."""
+"""The active-set method and chains against a quadratic solver, the gap over all structures, and closed forms."""
 
 import itertools
 
@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from egg_sparse.mappings import arrays as small_arrays
 from egg_sparse.mappings import sparsemap_active_set, sparsemap_bit_vectors, sparsemap_chain, sparsemap_marginals
 from egg_sparse.mappings.chain import viterbi
+
+DECOMPOSITIONS = pytest.mark.parametrize("decomposition", ["threshold", "active_set"])
 
 values = st.floats(-3, 3) | st.sampled_from([0.0, 1.0, -1.0, 0.5, -0.5, 1e-30, 1e3, -1e3])
 
@@ -51,25 +53,29 @@ def projection(score, structures):
     return found.x @ structures, -found.fun
 
 
+@DECOMPOSITIONS
 @pytest.mark.parametrize("n_bits", [1, 2, 4])
-def test_chain_equals_a_quadratic_solver(n_bits):
+def test_chain_equals_a_quadratic_solver(n_bits, decomposition):
     x = torch.randn(6, n_bits, dtype=torch.float64)
     transitions = 2 * torch.randn(6, n_bits - 1, dtype=torch.float64)
     sequences = all_bit_vectors(n_bits)
     score = chain_scores(x, transitions, sequences)
-    mu = sparsemap_chain(x, transitions).mean
+    mu = sparsemap_chain(x, transitions, decomposition).mean
     for b in range(6):
         expected, _ = projection(score[b].numpy(), sequences.numpy())
         np.testing.assert_allclose(mu[b].numpy(), expected, atol=1e-5)
 
 
+@DECOMPOSITIONS
 @given(
-    st.integers(1, 8).flatmap(lambda n: st.tuples(*(arrays("float64", (3, m), elements=values) for m in (n, n - 1))))
+    case=st.integers(1, 8).flatmap(
+        lambda n: st.tuples(*(arrays("float64", (3, m), elements=values) for m in (n, n - 1)))
+    )
 )
 @settings(max_examples=150, deadline=None)
-def test_chain_is_optimal_over_all_sequences(case):
+def test_chain_is_optimal_over_all_sequences(decomposition, case):
     x, transitions = map(torch.from_numpy, case)
-    d = sparsemap_chain(x, transitions)
+    d = sparsemap_chain(x, transitions, decomposition)
     sequences = all_bit_vectors(x.shape[1])
     score = chain_scores(x, transitions, sequences)
     own = d.expectation((d.messages * x).sum(-1) + (d.messages[..., 1:] * d.messages[..., :-1] * transitions).sum(-1))
@@ -83,10 +89,47 @@ def test_chain_is_optimal_over_all_sequences(case):
         assert len({tuple(term) for term in terms}) == len(terms)
 
 
-def test_chain_without_transitions_is_bits():
+@DECOMPOSITIONS
+def test_chain_without_transitions_is_bits(decomposition):
     x = torch.randn(20, 12, dtype=torch.float64)
-    d = sparsemap_chain(x, torch.zeros(11, dtype=torch.float64))
+    d = sparsemap_chain(x, torch.zeros(11, dtype=torch.float64), decomposition)
     torch.testing.assert_close(d.mean, sparsemap_marginals(x), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("numpy_on_cpu", [True, False])
+def test_long_chains_are_optimal(scale, numpy_on_cpu, monkeypatch):
+    monkeypatch.setattr(small_arrays, "NUMPY_ON_CPU", numpy_on_cpu)
+    x, transitions = (scale * torch.randn(4, n, dtype=torch.float64) for n in (1000, 999))
+    d = sparsemap_chain(x, transitions)
+    mu, pairs = d.mean, d.expectation(d.messages[..., 1:] * d.messages[..., :-1])
+    residual = x - 2 * mu + 1
+    best = viterbi(residual, transitions)
+    gap = ((best - mu) * residual).sum(1) + ((best[:, 1:] * best[:, :-1] - pairs) * transitions).sum(1)
+    assert gap.abs().max() < 1e-8
+    assert d.support_size.min() > 2
+
+
+def test_decompositions_of_chains_agree_on_bits_and_pairs():
+    x, transitions = torch.randn(20, 12, dtype=torch.float64), torch.randn(20, 11, dtype=torch.float64)
+    first, second = (sparsemap_chain(x, transitions, name, tol=1e-14) for name in ("threshold", "active_set"))
+    torch.testing.assert_close(first.mean, second.mean, atol=1e-6, rtol=0)
+    pairs = [d.expectation(d.messages[..., 1:] * d.messages[..., :-1]) for d in (first, second)]
+    torch.testing.assert_close(*pairs, atol=1e-5, rtol=0)
+
+
+def test_sequences_of_chains_that_attract_are_nested():
+    d = sparsemap_chain(torch.randn(20, 12, dtype=torch.float64), torch.rand(20, 11, dtype=torch.float64))
+    by_size = d.messages.gather(0, d.messages.sum(-1, keepdim=True).argsort(0).expand_as(d.messages))
+    assert (by_size[1:] >= by_size[:-1]).all()
+
+
+def test_rounding_makes_no_sequence():
+    """A chain that reads the same in both directions has pairs of equal marginals, computed in different ways."""
+    half, half_transitions = torch.randn(50, 6, dtype=torch.float64), torch.randn(50, 6, dtype=torch.float64)
+    x = torch.cat((half, torch.randn(50, 1, dtype=torch.float64), half.flip(1)), 1)
+    d = sparsemap_chain(x, torch.cat((half_transitions, half_transitions.flip(1)), 1))
+    assert d.probs[d.mask].min() > 1e-9
 
 
 @pytest.mark.parametrize("budget", [None, 0, 1, 5, 32, 40])
@@ -131,12 +174,12 @@ def test_more_structures_than_first_slots():
 
 
 def solve(mapping, x, transitions, tol):
-    if mapping == "chain":
-        return sparsemap_chain(x, transitions, tol=tol)
+    if mapping.startswith("chain"):
+        return sparsemap_chain(x, transitions, "threshold" if mapping == "chain" else "active_set", tol=tol)
     return sparsemap_bit_vectors(x, 2 if mapping == "budget" else None, "active_set", tol=tol)
 
 
-@pytest.mark.parametrize("mapping", ["bits", "budget", "chain"])
+@pytest.mark.parametrize("mapping", ["bits", "budget", "chain", "chain, active set"])
 def test_gradients(mapping):
     """Also of the expected value of a number per structure, which depends on the decomposition."""
     numbers, place_values = torch.randn(32, dtype=torch.float64), 2 ** torch.arange(5)
@@ -149,11 +192,11 @@ def test_gradients(mapping):
             of_structures = numbers[(d.messages.detach().long() * place_values).sum(-1)]
             return d.mean, (d.probs * of_structures).sum(0)
 
-        inputs = (x, transitions) if mapping == "chain" else (x,)
+        inputs = (x, transitions) if mapping.startswith("chain") else (x,)
         assert torch.autograd.gradcheck(lambda x, t=None, f=expectations: f(x, t), inputs)
 
 
-@pytest.mark.parametrize("mapping", ["bits", "budget", "chain"])
+@pytest.mark.parametrize("mapping", ["bits", "budget", "chain", "chain, active set"])
 def test_rounding_does_not_choose_the_support(mapping):
     """At the solution for some structures whole sets of others tie; rounding must not decide which of them enters."""
     x, transitions = torch.randn(64, 8, dtype=torch.float64), torch.randn(64, 7, dtype=torch.float64)
@@ -213,6 +256,7 @@ def test_types_strides_and_empty_batches(dtype):
         lambda x: sparsemap_bit_vectors(x, None, "active_set"),
         lambda x: sparsemap_bit_vectors(x, 2, "active_set"),
         lambda x: sparsemap_chain(x, torch.zeros(x.shape[1] - 1, dtype=dtype)),
+        lambda x: sparsemap_chain(x, torch.zeros(x.shape[1] - 1, dtype=dtype), "active_set"),
     ):
         d = solve(x.t())
         assert d.messages.dtype == dtype
@@ -223,10 +267,13 @@ def test_types_strides_and_empty_batches(dtype):
             assert solve(x).messages.dtype == torch.promote_types(dtype, torch.float32)
 
 
-def test_examples_do_not_mix():
+@DECOMPOSITIONS
+def test_examples_do_not_mix(decomposition):
     x, transitions = torch.randn(8, 10, dtype=torch.float64), torch.randn(8, 9, dtype=torch.float64)
     order = torch.randperm(8)
-    d, permuted = sparsemap_chain(x, transitions), sparsemap_chain(x[order], transitions[order])
+    d, permuted = (
+        sparsemap_chain(*chain, decomposition) for chain in ((x, transitions), (x[order], transitions[order]))
+    )
     torch.testing.assert_close(d.mean[order], permuted.mean)
     torch.testing.assert_close(d.entropy()[order], permuted.entropy())
 
@@ -250,6 +297,7 @@ def test_warns_where_it_stops_early():
         (torch.zeros(2, 3), torch.zeros(2), {"max_iter": 1.5}, "max_iter.*float"),
         (torch.zeros(2, 3), torch.zeros(2), {"tol": -1}, "tol .*-1"),
         (torch.zeros(2, 3), torch.zeros(2), {"solver": "magic"}, "solver.*'magic'"),
+        (torch.zeros(2, 3), torch.zeros(2), {"decomposition": "magic"}, "decomposition.*'magic'"),
     ],
 )
 def test_refuses(scores, transitions, options, error):

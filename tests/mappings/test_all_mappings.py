@@ -48,6 +48,7 @@ BIT_VECTORS = {
     "active set, budget": lambda x: sparsemap_bit_vectors(x, 2, "active_set"),
     "oracle": lambda x: sparsemap_active_set(x, UpToHalf()),
     "chain": lambda x: sparsemap_chain(x, 0.5 * x[:, 1:]),
+    "chain, active set": lambda x: sparsemap_chain(x, 0.5 * x[:, 1:], "active_set"),
 }
 LPSMAP = {
     "lpsmap": lambda x: sparsemap_bit_vectors(x, None, "active_set", solver="lpsmap"),
@@ -231,7 +232,7 @@ def test_the_largest_scores(name, dtype, numpy_on_cpu, monkeypatch):
     largest = torch.finfo(dtype).max
     shares = [[1.0, -1.0, 0.97, -0.98], [0.2, 0.1, -1.0, -1.0], [-1.0, -1.0, -1.0, 1.0]]
     x = (torch.tensor(shares, dtype=torch.float64) * largest).to(dtype).requires_grad_()
-    if name in ("oracle", "chain") and dtype == torch.float64:
+    if name in ("oracle", "chain", "chain, active set") and dtype == torch.float64:
         with pytest.raises(ValueError, match=r"(scores|transitions).*sums.*e\+30[78]"):
             MAPPINGS[name](x)
         return

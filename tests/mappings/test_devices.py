@@ -34,6 +34,7 @@ DISTRIBUTIONS = {
     "active set": lambda x: sparsemap_bit_vectors(x, None, "active_set"),
     "active set, budget": lambda x: sparsemap_bit_vectors(x, 5, "active_set"),
     "chain": lambda x: sparsemap_chain(x, x[:, 1:]),
+    "chain, active set": lambda x: sparsemap_chain(x, x[:, 1:], "active_set"),
     "top-k sparsemax": lambda x: topk_sparsemax(x, 10),
 }
 
