@@ -1,23 +1,22 @@
-"""Time of the mappings to bit-vectors, forward and backward, beside the official code and lp-sparsemap.
+"""Time of the mappings to bit-vectors, beside the official code and lp-sparsemap.
 
-Standard normal scores; the budget is a quarter of the bits. Where the official code of the paper (the package
-lvmhelpers of deep-spin/sparse-marginalization-lvm) or lp-sparsemap is installed, it solves the same scores in the same
-run, one example after the other, and the ratio says how many times longer it takes. On CUDA the number of
-synchronisations with the device is counted as well.
-
-    python benchmarks/bit_vector_mappings.py [--device cuda] [--sizes 64x32 64x128] [--repeats 7]
+Standard normal scores; the budget is a quarter of the bits; forward and backward, top-k forward alone. Where the
+official code of the paper (the package lvmhelpers of deep-spin/sparse-marginalization-lvm) or lp-sparsemap is
+installed (docs/lp-sparsemap.md), it solves the same scores in the same run, one example after the other, and the ratio
+says how many times longer it takes. The official code starts from the best structure and stops at a gap of 1e-9, or
+after 100 iterations, of which an entry of a structure takes two. On CUDA the number of synchronizations with the device
+is counted instead.
 """
 
-import argparse
-import platform
-import statistics
-import time
-import warnings
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from egg_sparse.mappings import sparsemap_bit_vectors, sparsemap_chain, topk_bit_vectors
+from benchmarks.measure import Settings, Step, Table, milliseconds, ratio, seconds_in_turns, synchronizations
+from egg_sparse.mappings import sparsemap_bit_vectors, sparsemap_chain, topk_bit_vectors, topk_sparsemax
 
 try:
     import lvmhelpers.pbinary_topk as official_topk
@@ -29,117 +28,76 @@ try:
 except ImportError:
     lpsmap = None
 
-TOP_K = {"64x32": (10, 50), "64x128": (10,), "1024x128": (10,)}
+SIZES = ((64, 32), (64, 128), (512, 32), (1024, 128))
+#: The largest number of scores of which the iterative solvers solve chains, and bits.
+LARGEST_CHAINS, LARGEST_ACTIVE_SET = 64 * 128, 512 * 32
+LARGEST_TOP_50 = 64 * 32
 
 
-def median_ms(step: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median over ``repeats`` measurements, each of as many steps as take 20 ms."""
-
-    def run(steps: int) -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / steps
-
-    run(1)
-    steps = max(1, int(0.02 / run(1)))
-    return 1000 * statistics.median(run(steps) for _ in range(repeats))
+def solved(solve: Callable[[], Any]) -> Step:
+    """A step that solves, and goes back from the squared probabilities."""
+    return lambda: solve().probs.square().sum().backward()
 
 
-def synchronisations(step: Callable[[], object], device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    step()
-    torch.cuda.set_sync_debug_mode("warn")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        step()
-    torch.cuda.set_sync_debug_mode("default")
-    return str(sum("synchronizing" in str(warning.message) for warning in caught))
+def one_by_one(solve: Callable[..., Any], *inputs: torch.Tensor) -> Step:
+    """The same for the official code, which solves one example."""
+
+    def step() -> None:
+        sum(solve(*example)[0].square().sum() for example in zip(*inputs, strict=True)).backward()
+
+    return step
 
 
-def row(name: str, ours: float, others: dict[str, float | None], synced: str) -> None:
-    cells = [f"{ours:.2f}"]
-    for other in others.values():
-        cells += ["", ""] if other is None else [f"{other:.2f}", f"{other / ours:.1f}"]
-    print("| " + " | ".join([name, *cells, synced]) + " |")
+def steps(batch: int, n_bits: int, device: torch.device) -> dict[str, tuple[Step, Step | None, Step | None]]:
+    """Ours, the official one and lp-sparsemap's, which may be None, by the name of the mapping."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, n_bits, device=device, requires_grad=True)
+    t = torch.randn(batch, n_bits - 1, device=device, requires_grad=True)
+    budget, n_scores, values = n_bits // 4, batch * n_bits, x.detach()
+    with_official, with_lpsmap = (module is not None and device.type == "cpu" for module in (official, lpsmap))
+    bits = one_by_one(lambda s: official.bernoulli_smap(s, 100, False), x) if with_official else None
+    limited = one_by_one(lambda s: official.budget_smap(s, budget, 100, False), x) if with_official else None
+    chains = one_by_one(lambda s, u: official.sequence_smap(s, u, 100, False), x, t) if with_official else None
+    bits_of_lpsmap = solved(lambda: sparsemap_bit_vectors(x, None, "active_set", "lpsmap")) if with_lpsmap else None
+
+    def official_top(k: int) -> Step | None:
+        vectors = torch.empty(batch, k, n_bits)
+        return (lambda: official_topk.batched_topk(values.numpy(), vectors.numpy(), k)) if with_official else None
+
+    found: dict[str, tuple[Step, Step | None, Step | None]] = {
+        "systematic": (solved(lambda: sparsemap_bit_vectors(x)), bits, bits_of_lpsmap),
+        "threshold": (solved(lambda: sparsemap_bit_vectors(x, None, "threshold")), bits, bits_of_lpsmap),
+        "systematic, budget": (solved(lambda: sparsemap_bit_vectors(x, budget)), limited, None),
+    }
+    if n_scores <= LARGEST_ACTIVE_SET:
+        found["active set"] = solved(lambda: sparsemap_bit_vectors(x, None, "active_set")), bits, bits_of_lpsmap
+        found["active set, budget"] = solved(lambda: sparsemap_bit_vectors(x, budget, "active_set")), limited, None
+    if n_scores <= LARGEST_CHAINS:
+        chain_of_lpsmap = solved(lambda: sparsemap_chain(x, t, solver="lpsmap")) if with_lpsmap else None
+        found["chain"] = solved(lambda: sparsemap_chain(x, t)), chains, chain_of_lpsmap
+        found["chain, active set"] = solved(lambda: sparsemap_chain(x, t, "active_set")), chains, chain_of_lpsmap
+    found["top 10, forward"] = (lambda: topk_bit_vectors(values, 10)), official_top(10), None
+    found["top 10"] = solved(lambda: topk_sparsemax(x, 10)), None, None
+    if n_scores <= LARGEST_TOP_50:
+        found["top 50, forward"] = (lambda: topk_bit_vectors(values, 50)), official_top(50), None
+        found["top 10,000"] = solved(lambda: topk_sparsemax(x, 10_000)), None, None
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--sizes", nargs="+", default=["64x32", "64x128", "512x32", "1024x128"])
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-    if options.device.type == "cuda" and options.sizes == parser.get_default("sizes"):
-        options.sizes = [*options.sizes, "4096x128"]
-    where = torch.cuda.get_device_name() if options.device.type == "cuda" else platform.processor() or "CPU"
-    print(f"torch {torch.__version__}, {where}, {torch.get_num_threads()} threads\n")
-    print("| mapping, examples x bits | ms | official ms | ratio | lp-sparsemap ms | ratio | synchronisations |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for size in options.sizes:
-        batch, n_bits = (int(number) for number in size.split("x"))
-        torch.manual_seed(0)
-        scores = torch.randn(batch, n_bits, device=options.device, requires_grad=True)
-        transitions = torch.randn(batch, n_bits - 1, device=options.device, requires_grad=True)
-        budget = n_bits // 4
-        large = batch * n_bits > 64 * 128
-
-        def measured(step: Callable[[], object], repeats: int = options.repeats) -> float:
-            return median_ms(step, repeats, options.device)
-
-        def solved(solve: Callable[[], object]) -> Callable[[], object]:
-            return lambda: solve().probs.square().sum().backward()
-
-        def one_by_one(solve: Callable[..., object], *inputs: torch.Tensor) -> Callable[[], object]:
-            def step() -> None:
-                sum(solve(*example)[0].square().sum() for example in zip(*inputs, strict=True)).backward()
-
-            return step
-
-        def beside(name: str, solve: Callable[[], object], theirs: object, reference: object, size: str = size) -> None:
-            step = solved(solve)
-            slow = options.device.type == "cuda"
-            others = {
-                "official": measured(theirs, 3) if theirs is not None and not slow else None,
-                "lpsmap": measured(solved(reference), 3) if reference is not None and not slow else None,
-            }
-            row(f"{name}, {size}", measured(step), others, synchronisations(step, options.device))
-
-        theirs = official and one_by_one(lambda x: official.bernoulli_smap(x, 100, False), scores)
-        reference = lpsmap and (lambda s=scores: sparsemap_bit_vectors(s, None, "active_set", "lpsmap"))
-        limited = official and one_by_one(lambda x, b=budget: official.budget_smap(x, b, 100, False), scores)
-        sequences = official and one_by_one(lambda x, t: official.sequence_smap(x, t, 100, False), scores, transitions)
-        beside("systematic", lambda s=scores: sparsemap_bit_vectors(s), theirs, reference)
-        beside("threshold", lambda s=scores: sparsemap_bit_vectors(s, None, "threshold"), theirs, reference)
-        beside("systematic, budget", lambda s=scores, b=budget: sparsemap_bit_vectors(s, b), limited, None)
-        if not large or batch * n_bits <= 512 * 32:
-            beside("active set", lambda s=scores: sparsemap_bit_vectors(s, None, "active_set"), theirs, reference)
-            beside(
-                "active set, budget",
-                lambda s=scores, b=budget: sparsemap_bit_vectors(s, b, "active_set"),
-                limited,
-                None,
-            )
-        if not large:
-            chain = lpsmap and (lambda s=scores, t=transitions: sparsemap_chain(s, t, "lpsmap"))
-            beside("chain", lambda s=scores, t=transitions: sparsemap_chain(s, t), sequences, chain)
-        values = scores.detach()
-        for k in TOP_K.get(size, ()):
-
-            def step(k: int = k, values: torch.Tensor = values) -> object:
-                return topk_bit_vectors(values, k)
-
-            def theirs_topk(k: int = k, values: torch.Tensor = values) -> object:
-                vectors = torch.empty(len(values), k, values.shape[1])
-                return official_topk.batched_topk(values.numpy(), vectors.numpy(), k)
-
-            other = measured(theirs_topk) if official_topk and options.device.type == "cpu" else None
-            synced = synchronisations(step, options.device)
-            row(f"top {k}, forward, {size}", measured(step), {"official": other, "lpsmap": None}, synced)
-
-
-if __name__ == "__main__":
-    main()
+def tables(settings: Settings) -> list[Table]:
+    """One table, a row for each mapping and size."""
+    table = Table("bit_vector_mappings", "Mappings to bit-vectors: milliseconds, and how many times longer others take")
+    sizes = ((4, 8),) if settings.quick else SIZES if settings.device.type == "cpu" else (*SIZES, (4096, 128))
+    for batch, n_bits in sizes:
+        for name, (ours, theirs, reference) in steps(batch, n_bits, settings.device).items():
+            compared = {"ours": ours, "official": theirs, "lp-sparsemap": reference}
+            present = {who: step for who, step in compared.items() if step is not None}
+            seconds = seconds_in_turns(present, settings.repeated(5), settings.device)
+            row: dict[str, Any] = {"mapping, examples x bits": f"{name}, {batch}x{n_bits}"}
+            row["ms"] = milliseconds(seconds["ours"])
+            for who in ("official", "lp-sparsemap"):
+                row[f"{who} ms"] = milliseconds(seconds[who]) if who in seconds else None
+                row[f"{who} ratio"] = ratio(seconds[who], seconds["ours"]) if who in seconds else None
+            row["synchronizations"] = synchronizations(ours, settings.device)
+            table.rows.append(row)
+    return [table]

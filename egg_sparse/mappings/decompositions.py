@@ -24,6 +24,9 @@ from egg_sparse.mappings.marginals import marginals
 from egg_sparse.mappings.order import order
 from egg_sparse.mappings.scores import synchronize_finite
 
+# The number of the messages' entries that are computed at once on the CPU.
+_IN_CACHE = 2**20
+
 
 def decompose(x: torch.Tensor, budget: int | None, systematic: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """A distribution over bit-vectors with the SparseMAP marginals of scores.
@@ -76,7 +79,9 @@ def _terms(x: A, budget: int | None, systematic: bool) -> tuple[A, A | None, A, 
     mu, limited = marginals(x, budget)
     cuts, whole = _laid_end_to_end(mu, limited, budget) if systematic else (mu, None)
     sorted_bits, terms, probs, starts = cut(cuts, x)
-    messages = _messages(as_tensor(starts), as_tensor(cuts), None if whole is None else as_tensor(whole))
+    messages = _messages(
+        as_tensor(starts).t().unsqueeze(-1), as_tensor(cuts), None if whole is None else as_tensor(whole)
+    )
     return mu, limited, sorted_bits, terms, probs, messages
 
 
@@ -159,15 +164,20 @@ def _laid_end_to_end(mu: A, limited: A | None, budget: int | None) -> tuple[A, A
 
 
 def _messages(starts: torch.Tensor, cuts: torch.Tensor, whole: torch.Tensor | None) -> torch.Tensor:
-    """The bit-vectors (K, B, D) for the starts (B, K) of the terms, given the cut (B, D) of each bit.
+    """The bit-vectors (K, B, D) for the starts (K, B, 1) of the terms, given the cut (B, D) of each bit.
 
     A bit is on where start < cut, and with whole numbers, by the difference of its count and the previous bit's.
     """
     batch, n_bits = cuts.shape
-    starts = starts.t().unsqueeze(-1)
     # the comparison writes numbers: a conversion of bool would be slow
     if whole is None:
         return torch.lt(starts, cuts, out=cuts.new_empty(len(starts), batch, n_bits))
+    rows = max(1, _IN_CACHE // max(1, cuts.numel()))
+    if len(starts) > rows and cuts.device.type == "cpu":
+        messages = cuts.new_empty(len(starts), batch, n_bits)
+        for part, starts_of_part in zip(messages.split(rows), starts.split(rows), strict=True):
+            part.copy_(_messages(starts_of_part, cuts, whole))
+        return messages
     counts = torch.empty(len(starts), batch, n_bits + 1, dtype=torch.int8, device=cuts.device)
     torch.lt(starts, F.pad(cuts, (1, 0)), out=counts)
     return (counts[:, :, 1:] - counts[:, :, :-1]).add_(whole.to(torch.int8)).to(cuts.dtype)
