@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from egg_sparse import host, standin
-from egg_sparse.mappings.topk import flip_candidates
+from egg_sparse.mappings.topk import candidates_and_steps
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # processes of several threads each would wait for one another on the same cores
@@ -35,7 +35,7 @@ def accelerator() -> Iterator:
 
     with emulated() as device:
         yield device
-    flip_candidates.cache_clear()
+    candidates_and_steps.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.arrays import widen
-from egg_sparse.mappings.order import ascending
+from egg_sparse.mappings.arrays import A, as_array, as_array_like, as_tensor, gather, namespace, widen
+from egg_sparse.mappings.order import order
 from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronize_finite
 
 #: The largest k.
 MAX_K = 2**14
 
 
-@functools.lru_cache(maxsize=64)
 def flip_candidates(k: int, n_bits: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """The sets of ranks that can be among the k cheapest sets of bits to flip.
 
@@ -46,6 +45,19 @@ def flip_candidates(k: int, n_bits: int, device: torch.device | str = "cpu") -> 
         >>> [len(flip_candidates(k, k)) for k in (1, 10, 32, 100, 10_000)]
         [1, 17, 95, 474, 278140]
     """
+    return candidates_and_steps(k, n_bits, device)[0]
+
+
+@functools.lru_cache(maxsize=64)
+def candidates_and_steps(
+    k: int, n_bits: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+    """The :func:`flip_candidates`, and how to add up their costs.
+
+    Returns:
+        The candidates, and for each number of ranks, from 1 on, the rows of the candidates that have as many ranks, the
+        rows of those that lack the largest rank, and the largest rank less 1, each ``(N,)`` long.
+    """
     n_ranks = min(k - 1, n_bits)
     width = math.isqrt(2 * k) + 2  # a set with a rank above width - 2 cannot take a larger one
     # Each pass adds one larger rank to all sets of one size. For a set S with the largest rank s, not_more[:, r] counts
@@ -53,7 +65,7 @@ def flip_candidates(k: int, n_bits: int, device: torch.device | str = "cpu") -> 
     # is certain to cost no more than S and has ranks below u, and there are not_more of (S without s) at min(u - 1, s)
     # of such rests. From u = s + 1 on this number is the same, `alone`.
     sets = np.zeros((1, max(1, k.bit_length() - 1)), dtype=np.int64)
-    found = [sets]
+    found, of_parents, n_found, numbers = [sets], [], 1, np.zeros(1, dtype=np.int64)
     not_more = np.arange(1, width + 1)[None]
     alone = np.ones(1, dtype=np.int64)
     while len(sets):
@@ -63,17 +75,30 @@ def flip_candidates(k: int, n_bits: int, device: torch.device | str = "cpu") -> 
         rank = largest[parent] + 1 + np.arange(len(parent)) - (n_larger.cumsum() - n_larger)[parent]
         sets = np.concatenate((rank[:, None], sets[parent, :-1]), 1)
         found.append(sets)
+        of_parents.append(numbers[parent])
+        numbers = np.arange(n_found, n_found + len(sets))
+        n_found += len(sets)
 
         with_another = np.concatenate((np.ones_like(not_more[:, :1]), not_more[:, :-1]), 1).cumsum(1)
         grows = rank + 1 < width
         grows[grows] = with_another[parent[grows], rank[grows] + 1] <= k
-        sets, rank, parent = sets[grows], rank[grows], parent[grows]
+        sets, numbers, rank, parent = sets[grows], numbers[grows], rank[grows], parent[grows]
         alone = not_more[parent, rank]
         beyond = np.arange(width) - rank[:, None] - 1
         linear = with_another[parent, rank + 1, None] + beyond * alone[:, None]
         not_more = np.where(beyond <= 0, with_another[parent], linear)
     candidates = np.concatenate(found)
-    return torch.from_numpy(candidates[np.lexsort((*candidates.T[::-1], candidates.sum(1)))]).to(device)
+    by_row = np.lexsort((*candidates.T[::-1], candidates.sum(1)))
+    row_of = np.empty_like(by_row)
+    row_of[by_row] = np.arange(len(by_row))
+    steps: list[tuple[torch.Tensor, ...]] = []
+    first = 1
+    for sets, parents in zip(found[1:], of_parents, strict=True):
+        rows = row_of[first : first + len(sets)]
+        parts = rows, row_of[parents], sets[:, 0] - 1
+        steps.append(tuple(torch.from_numpy(part).to(device) for part in parts))
+        first += len(sets)
+    return torch.from_numpy(candidates[by_row]).to(device), steps
 
 
 def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,11 +127,9 @@ def topk_bit_vectors(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.
         >>> values[:, 0].tolist()
         [3.0, 2.5, 2.0]
     """
-    x, scale, k = _prepare(scores, k)
-    synchronize_finite(x.detach())
-    flips, costs = _cheapest_flips(x, k)
-    values = (x.relu().sum(1) - costs.t()) / scale
-    return _flipped(x.detach(), flips).to(message_type(scores)), values
+    x, k = _prepare(scores, k)
+    values, vectors = _TopK.apply(x, k, message_type(scores))
+    return vectors, values
 
 
 def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
@@ -138,43 +161,95 @@ def topk_sparsemax(scores: torch.Tensor, k: int) -> SparseDistribution:
 
     Source: Correia et al. (NeurIPS 2020), section 4.1.
     """
-    x, scale, k = _prepare(scores, k)
-    flips, costs = _cheapest_flips(x, k)
-    # sparsemax does not change if the score of the best bit-vector is taken off all scores
-    probs = _sparsemax_of_sorted(costs / -scale)
-    positive = probs.detach() > 0
-    rows = synchronize_finite(x.detach(), positive.sum(1).max()) if len(probs) else 1
-    flips = flips[:, :rows] * positive[:, :rows, None]  # padded rows flip nothing: they repeat the best bit-vector
-    messages = _flipped(x.detach(), flips).to(message_type(scores))
-    distribution = SparseDistribution(messages, probs[:, :rows].t(), validate_args=False)
-    all_bit_vectors = probs.shape[1] == 2 ** scores.shape[1]
-    distribution.is_exact = torch.ones_like(positive[:, -1]) if all_bit_vectors else ~positive[:, -1]
+    x, k = _prepare(scores, k)
+    probs, messages, is_exact = _TopKSparsemax.apply(x, k, message_type(scores))
+    distribution = SparseDistribution(messages, probs, validate_args=False)
+    distribution.is_exact = is_exact
     return distribution
 
 
-def _sparsemax_of_sorted(scores: torch.Tensor) -> torch.Tensor:
-    """Sparsemax of scores (B, K) in descending order: its threshold is the largest of all prefixes'."""
-    counts = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
-    threshold = ((scores.cumsum(1) - 1) / counts).amax(1, keepdim=True)
-    return (scores - threshold).clamp(min=0)
+class _TopK(torch.autograd.Function):
+    """The values (K, B) of the best bit-vectors, and the bit-vectors (K, B, D), which are the values' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        flips, costs, scale = _cheapest_flips(as_array(x), k)
+        if not isinstance(costs, np.ndarray):
+            synchronize_finite(x)
+        values = ((x * scale).relu().sum(1) - as_tensor(costs).t()) / scale
+        vectors = _flipped(x, as_tensor(flips), dtype)
+        ctx.save_for_backward(vectors)
+        ctx.mark_non_differentiable(vectors)
+        ctx.set_materialize_grads(False)
+        return values, vectors
+
+    @staticmethod
+    def backward(ctx: Any, grad_values: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, None, None]:
+        (vectors,) = ctx.saved_tensors
+        return None if grad_values is None else _weighted_sum(grad_values, vectors), None, None
 
 
-def _prepare(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Checks the arguments; returns scores in at least float32, times a factor, the factor, and at most 2^D for k.
+class _TopKSparsemax(torch.autograd.Function):
+    """Sparsemax (K, B) over the k best bit-vectors, those of non-zero probability (K, B, D), and where it is exact."""
 
-    The factor is 1, or a power of two below 1 if sums of numbers as large as the scores would overflow.
-    """
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, k: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        flips, costs, scale = _cheapest_flips(as_array(x), k)
+        # sparsemax does not change if the score of the best bit-vector is taken off all scores
+        with np.errstate(over="ignore"):
+            probs = _sparsemax_of_sorted(costs / -scale)
+        positive = probs > 0
+        rows = 1
+        if len(x):
+            largest_support = positive.sum(1).max()
+            on_host = isinstance(probs, np.ndarray)
+            rows = int(largest_support) if on_host else synchronize_finite(x, largest_support)
+        # padded rows flip nothing: they repeat the best bit-vector
+        messages = _flipped(x, as_tensor(flips[:, :rows] * positive[:, :rows, None]), dtype)
+        is_exact = as_tensor(~positive[:, -1] | (positive.shape[1] == 2 ** x.shape[1]))
+        result = as_tensor(probs[:, :rows]).t()
+        ctx.save_for_backward(as_tensor(positive[:, :rows]).t(), messages)
+        ctx.mark_non_differentiable(messages, is_exact)
+        ctx.set_materialize_grads(False)
+        return result, messages, is_exact
+
+    @staticmethod
+    def backward(ctx: Any, grad_probs: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, None, None]:
+        if grad_probs is None:
+            return None, None, None
+        positive, messages = ctx.saved_tensors
+        grad_scores = grad_probs * positive
+        grad_scores = grad_scores - positive * (grad_scores.sum(0) / positive.sum(0))
+        return _weighted_sum(grad_scores, messages), None, None
+
+
+def _weighted_sum(weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """The sums (B, D) of vectors (K, B, D) with weights (K, B)."""
+    return torch.einsum("kb,kbd->bd", weights, vectors.to(weights.dtype))
+
+
+def _sparsemax_of_sorted(scores: A) -> A:
+    """Sparsemax of scores (B, K) in descending order, of which the first is 0."""
+    xp = namespace(scores)
+    scores = scores.clip(-2)  # less than -1 has probability 0
+    counts = xp.arange(scores.shape[1], scores) + 1
+    excess = scores.cumsum(1) - 1
+    n_positive = (scores * counts > excess).sum(1)[:, None]
+    threshold = gather(excess, n_positive - 1) / n_positive
+    return (scores - xp.astype(threshold, scores)).clip(0)
+
+
+def _prepare(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, int]:
+    """Checks the arguments; returns the scores in at least float32, and at most 2^D for k."""
     check_scores(scores, "D bits")
     check_k(k)
     n_bits = scores.shape[1]
     k = min(k, 2**n_bits)
     if k > MAX_K:
         raise ValueError(f"k must be at most {MAX_K} for scores of {n_bits} bits, got {k}")
-    x = scores.to(probability_type(scores))
-    small = 2.0 ** -(n_bits.bit_length() + 1)
-    overflows = (x.detach().abs() > small * torch.finfo(x.dtype).max).any()
-    scale = torch.where(overflows, small, 1.0).to(x.dtype)
-    return x * scale, scale, k
+    return scores.to(probability_type(scores)), k
 
 
 def check_k(k: int) -> None:
@@ -185,30 +260,49 @@ def check_k(k: int) -> None:
         raise ValueError(f"k must be at least 1, got {k}")
 
 
-def _cheapest_flips(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The up to k cheapest sets of bits to flip in 1[x > 0], and their costs ``(B, K)``, ascending, differentiable.
+def _cheapest_flips(x: A, k: int) -> tuple[A, A, Any]:
+    """The up to k cheapest sets of bits to flip in 1[x > 0], and their costs.
 
-    The sets are ``(B, K, L)`` numbers of bits, counted from 1 and padded with 0.
+    Returns:
+        The sets ``(B, K, L)`` as numbers of bits, counted from 1 and padded with 0; their costs ``(B, K)``, ascending,
+        times a factor; the factor, 1 or, if sums of numbers as large as the scores would overflow, less.
     """
-    x = F.pad(x, (1, 0))  # bit 0 costs nothing and has rank 0: it is the padding
-    magnitudes = torch.where(x > 0, x, -x)  # the gradient at 0 is that of a bit that is off
-    bits_by_rank = ascending(magnitudes.detach(), min(k, x.shape[1]))
-    costs_by_rank = widen(magnitudes.gather(1, bits_by_rank))
-    candidates = flip_candidates(k, x.shape[1] - 1, x.device)
-    rows = costs_by_rank.detach().t().contiguous()
-    costs = rows.new_zeros(len(candidates), len(x))
-    for ranks in candidates.unbind(1):
-        costs += rows.index_select(0, ranks)
-    chosen = ascending(costs.t().to(x.dtype, memory_format=torch.contiguous_format), k)
-    ranks = candidates.index_select(0, chosen.flatten()).view(*chosen.shape, candidates.shape[1])
-    flips = bits_by_rank.gather(1, ranks.flatten(1)).view(ranks.shape)
-    # the sums of the chosen sets again, for autograd to differentiate
-    costs = functools.reduce(torch.add, (costs_by_rank.gather(1, column) for column in ranks.unbind(2)))
-    return flips, costs.to(x.dtype)
+    xp, (batch, n_bits) = namespace(x), x.shape
+    magnitudes = abs(x)
+    scale = _scale(magnitudes)
+    magnitudes = magnitudes * scale
+    bits_by_rank = order(magnitudes, min(k - 1, n_bits))
+    costs_by_rank = as_array_like(widen(as_tensor(gather(magnitudes, bits_by_rank))), x)
+    candidates, steps = candidates_and_steps(k, n_bits, as_tensor(x).device)
+    # a set costs as much as without its largest rank, and that rank
+    costs = xp.zeros((batch, len(candidates)), costs_by_rank)
+    for step in steps:
+        of_sets, of_parents, ranks = (as_array_like(part, x) for part in step)
+        costs[:, of_sets] = costs[:, of_parents] + costs_by_rank[:, ranks]
+    costs = xp.astype(costs, x)
+    chosen = order(costs, k)
+    ranks = as_array_like(candidates, x)[chosen]
+    bits = xp.concat((xp.zeros((batch, 1), bits_by_rank), bits_by_rank + 1), 1)
+    flips = gather(bits, ranks.reshape(batch, chosen.shape[1] * candidates.shape[1])).reshape(ranks.shape)
+    return flips, gather(costs, chosen), scale
 
 
-def _flipped(x: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+def _scale(magnitudes: A) -> Any:
+    """A factor for magnitudes (B, D) with which their sums do not overflow: 1, or a power of two below 1."""
+    n_bits, dtype = magnitudes.shape[1], as_tensor(magnitudes).dtype
+    small = 2.0 ** -(n_bits.bit_length() + 1)
+    limit = small * torch.finfo(dtype).max
+    if not isinstance(magnitudes, np.ndarray):
+        return torch.where((magnitudes > limit).any(), small, 1.0).to(dtype)
+    largest = magnitudes.max(initial=0)
+    if not np.isfinite(largest):
+        synchronize_finite(as_tensor(magnitudes))
+    return small if largest > limit else 1.0
+
+
+def _flipped(x: torch.Tensor, flips: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The bit-vectors ``(K, B, D)`` that differ from 1[x > 0] in the sets ``(B, K, L)`` of bits."""
-    flips = flips.transpose(0, 1)
-    is_flipped = x.new_zeros(*flips.shape[:2], 1 + x.shape[1]).scatter_(2, flips, 1)[:, :, 1:]
-    return ((x > 0).to(x.dtype) - is_flipped).abs_()
+    batch, n_bits = x.shape
+    is_flipped = torch.zeros(batch, flips.shape[1], 1 + n_bits, dtype=torch.int8, device=x.device).scatter_(2, flips, 1)
+    vectors = is_flipped[:, :, 1:] ^ (x > 0).to(torch.int8)[:, None]
+    return vectors.transpose(0, 1).to(dtype, memory_format=torch.contiguous_format)
