@@ -173,10 +173,12 @@ class _TopK(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        flips, costs, scale = _cheapest_flips(as_array(x), k)
+        array = as_array(x)
+        flips, costs, scale = _cheapest_flips(array, k)
         if not isinstance(costs, np.ndarray):
             synchronize_finite(x)
-        values = ((x * scale).relu().sum(1) - as_tensor(costs).t()) / scale
+        with np.errstate(over="ignore"):
+            values = as_tensor(((array * (array > 0) * scale).sum(1)[:, None] - costs) / scale).t()
         vectors = _flipped(x, as_tensor(flips), dtype)
         ctx.save_for_backward(vectors)
         ctx.mark_non_differentiable(vectors)
