@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 import pathlib
@@ -41,6 +42,19 @@ class Settings:
         return self.repeats or (2 if self.quick else usual)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A number that several runs found.
+
+    Attributes:
+        median: the median of the runs.
+        runs: the number that each run found.
+    """
+
+    median: float
+    runs: list[float]
+
+
 @dataclass
 class Table:
     """A table of results.
@@ -48,12 +62,14 @@ class Table:
     Attributes:
         name: the name of the table, which is that of its files.
         title: what the table shows, in one sentence.
-        rows: the rows, each a dictionary from the name of a column to a number, a text or None.
+        rows: the rows, each a dictionary from the name of a column to a number, a Spread, a text or None.
+        notes: sentences below the table, such as which peer is not installed and has no row.
     """
 
     name: str
     title: str
     rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
@@ -62,20 +78,50 @@ class Table:
     def markdown(self) -> str:
         """The table in Markdown."""
         columns = self.columns
-        numeric = [any(isinstance(row.get(column), (int, float)) for row in self.rows) for column in columns]
+        numeric = [any(isinstance(row.get(column), (int, float, Spread)) for row in self.rows) for column in columns]
         lines = [columns, ["---:" if is_number else "---" for is_number in numeric]]
         lines += [[shown(row.get(column)) for column in columns] for row in self.rows]
-        return "\n".join([f"**{self.title}**", "", *("| " + " | ".join(line) + " |" for line in lines)])
+        notes = [line for note in self.notes for line in ("", note)]
+        return "\n".join([f"**{self.title}**", "", *("| " + " | ".join(line) + " |" for line in lines), *notes])
 
     def as_dict(self) -> dict[str, Any]:
         """The table as JSON holds it."""
         return asdict(self)
 
 
+def merged(tables: Sequence[Table]) -> Table:
+    """One table of those that several runs made: a number in which they differ becomes a Spread.
+
+    Raises:
+        ValueError: the tables' rows differ in more than numbers.
+    """
+
+    def merge(cells: list[Any]) -> Any:
+        if all(cell == cells[0] for cell in cells):
+            return cells[0]
+        if any(not isinstance(cell, (int, float)) for cell in cells):
+            raise ValueError(
+                f"runs of the table {tables[0].name} must have the same rows, but have {cells} in one cell"
+            )
+        return Spread(statistics.median(cells), cells)
+
+    if len({len(table.rows) for table in tables}) > 1:
+        raise ValueError(f"runs of the table {tables[0].name} must have equally many rows")
+    rows = [
+        {column: merge([row.get(column) for row in of_runs]) for column in of_runs[0]}
+        for of_runs in zip(*(table.rows for table in tables), strict=True)
+    ]
+    note = f"Medians of {len(tables)} runs, with their range."
+    return Table(tables[0].name, tables[0].title, rows, [note, *tables[0].notes])
+
+
 def shown(value: Any) -> str:
-    """A number with three significant digits, a text as it is, nothing for None."""
+    """A number with three significant digits, a Spread with its range, a text as it is, nothing for None."""
     if value is None:
         return ""
+    if isinstance(value, Spread):
+        median, lowest, highest = shown(value.median), shown(min(value.runs)), shown(max(value.runs))
+        return median if lowest == highest else f"{median} ({lowest} to {highest})"
     if isinstance(value, float):
         if not math.isfinite(value) or value == 0:
             return str(value)
@@ -90,7 +136,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_in_turns(
-    steps: Mapping[str, Step], repeats: int, device: torch.device, least_seconds: float = 0.02
+    steps: Mapping[str, Step],
+    repeats: int,
+    device: torch.device,
+    least_seconds: float = 0.02,
+    most_seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """The seconds that each step takes, measured ``repeats`` times; steps take turns, so that a load meets all.
 
@@ -99,6 +149,7 @@ def seconds_in_turns(
         repeats: the number of measurements of each.
         device: the device that computes.
         least_seconds: the shortest measurement; a step that is shorter is repeated within it.
+        most_seconds: the time of all measurements of a step after which, from the third on, it is left out.
     """
 
     def run(step: Step, times: int) -> float:
@@ -116,7 +167,8 @@ def seconds_in_turns(
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            seconds[name].append(run(step, times[name]))
+            if len(seconds[name]) < 3 or times[name] * sum(seconds[name]) < most_seconds:
+                seconds[name].append(run(step, times[name]))
     return seconds
 
 
@@ -189,12 +241,19 @@ def machine(device: torch.device) -> dict[str, str]:
         for line in (pathlib.Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else [])
         if line.startswith("model name")
     ]
+    versions = {}
+    for package in ("numpy", "entmax", "pyro-ppl", "storchastic", "lp-sparsemap"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     described = {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **versions,
         "host": host.describe(),
     }
     if device.type == "cuda":
