@@ -204,6 +204,25 @@ def synchronizations(step: Step, device: torch.device) -> int | None:
     return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
+def in_fresh_process(code: str, **environment: str) -> str:
+    """The last line that Python code prints in a process of its own, where this repository can be imported.
+
+    Args:
+        code: the code.
+        environment: environment variables that differ from this process's.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    root = pathlib.Path(__file__).resolve().parent.parent
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    variables = {**os.environ, "PYTHONPATH": paths, **environment}
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, env=variables, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"the process that runs {code!r} failed: {result.stderr}")
+    return result.stdout.splitlines()[-1]
+
+
 def peak_gigabytes(module: str, function: str, *arguments: Any) -> float:
     """The peak memory of a process that calls ``module.function(*arguments)``, in GB.
 
@@ -214,14 +233,7 @@ def peak_gigabytes(module: str, function: str, *arguments: Any) -> float:
         f"import {module} as m, benchmarks.measure as measure, torch; a = {arguments!r}; "
         f"m.{function}(*a); measure.print_peak(str(a[-1]) if a else 'cpu')"
     )
-    root = pathlib.Path(__file__).resolve().parent.parent
-    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
-    if result.returncode:
-        raise RuntimeError(f"the process that measures the memory of {module}.{function} failed: {result.stderr}")
-    return float(result.stdout.splitlines()[-1])
+    return float(in_fresh_process(code))
 
 
 def print_peak(device: str) -> None:

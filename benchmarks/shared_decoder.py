@@ -1,0 +1,296 @@
+"""Time and memory of one training step with a shared decoder, beside EGG's games, plain PyTorch, Pyro and storchastic.
+
+An autoencoder of 64 binary images of 784 pixels: encoder 784-512-256, 256 symbols, decoder 256-512-784, which reads the
+message alone. Its output for a symbol is the same for every example, so that a decoder that is evaluated once per
+symbol costs little, however many messages are summed. The loss is the binary cross-entropy of the example's pixels. In
+plain PyTorch, the losses of all pairs of example and symbol are one matrix product, or are computed pixel by pixel.
+Pyro enumerates all symbols in parallel (TraceEnum_ELBO); storchastic's estimators play 3 and 30 messages, and all 256.
+They are measured where they are installed: ``pip install pyro-ppl storchastic``. storchastic changes functions of torch
+when it is imported, so that it is measured in a process of its own, with the Gumbel-Softmax game beside it. Supports of
+3 and 30 are random symbols; in "uneven" one example has all 256 and every other example a single one. A step is forward
+and backward; ratios are to EGG's Gumbel-Softmax game; memory is the peak of a process of its own, less that game's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.measure import (
+    Settings,
+    Step,
+    Table,
+    in_fresh_process,
+    milliseconds,
+    peak_gigabytes,
+    ratio,
+    seconds_in_turns,
+)
+from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
+
+BATCH, PIXELS, HIDDEN, VOCABULARY = 64, 784, 512, 256
+SUPPORTS = ("3", "30", "256", "uneven")
+
+
+class Encoder(nn.Sequential):
+    """Scores ``(B, 256)`` of images ``(B, 784)``."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, VOCABULARY))
+
+    def forward(self, images: Tensor, aux_input: object = None) -> Tensor:
+        return super().forward(images)
+
+
+class EncoderOf(nn.Module):
+    """The encoder, with scores such that sparsemax keeps the symbols of a mask ``(B, 256)``."""
+
+    kept: Tensor
+
+    def __init__(self, encoder: nn.Module, kept: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("kept", torch.where(kept, 0.0, -10.0))
+
+    def forward(self, images: Tensor, aux_input: object = None) -> Tensor:
+        return self.encoder(images) * 1e-3 + self.kept
+
+
+class Decoder(nn.Module):
+    """Logits ``(..., 784)`` of an embedded message ``(..., 512)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(HIDDEN, PIXELS)
+
+    def forward(self, message: Tensor, receiver_input: object = None, aux_input: object = None) -> Tensor:
+        return self.output(F.relu(message))
+
+
+def loss(
+    sender_input: Tensor, message: Tensor, receiver_input: None, output: Tensor, labels: None, aux_input: object
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The cross-entropy per pixel, as EGG calls it."""
+    return F.binary_cross_entropy_with_logits(output, sender_input, reduction="none").mean(1), {}
+
+
+@dataclass
+class Problem:
+    """The images and the agents, always the same."""
+
+    images: Tensor
+    encoder: nn.Module
+    receiver: Any
+
+    @classmethod
+    def of(cls, batch: int, device: torch.device) -> Problem:
+        torch.manual_seed(0)
+        receiver = host.core.SymbolReceiverWrapper(Decoder(), VOCABULARY, HIDDEN)
+        images = torch.bernoulli(torch.full((batch, PIXELS), 0.2))
+        return cls(images.to(device), Encoder().to(device), receiver.to(device))
+
+    @property
+    def outputs(self) -> Tensor:
+        """The decoder's logits ``(256, 784)`` of all symbols."""
+        return self.receiver.agent(self.receiver.embedding.weight)
+
+    def stepping(self, compute: Callable[[], Tensor]) -> Step:
+        """A step that computes a loss and its gradients, and returns the loss."""
+
+        def step() -> Tensor:
+            self.encoder.zero_grad(set_to_none=True)
+            self.receiver.zero_grad(set_to_none=True)
+            loss = compute()
+            loss.backward()
+            return loss.detach()
+
+        return step
+
+    def playing(self, game: nn.Module) -> Step:
+        return self.stepping(lambda: game(self.images, None)[0])
+
+    def gumbel(self) -> Step:
+        return self.playing(host.core.SymbolGameGS(host.core.GumbelSoftmaxWrapper(self.encoder), self.receiver, loss))
+
+    def score_function(self) -> Step:
+        receiver = host.core.ReinforceDeterministicWrapper(self.receiver)
+        return self.playing(host.core.SymbolGameReinforce(host.core.ReinforceWrapper(self.encoder), receiver, loss))
+
+    def by_product(self) -> Step:
+        def compute() -> Tensor:
+            outputs = self.outputs
+            losses = F.softplus(outputs).mean(1) - self.images @ outputs.t() / PIXELS
+            return (self.encoder(self.images).softmax(1) * losses).sum(1).mean()
+
+        return self.stepping(compute)
+
+    def by_pairs(self) -> Step:
+        def compute() -> Tensor:
+            pairs = (len(self.images), VOCABULARY, PIXELS)
+            outputs, images = self.outputs.expand(pairs), self.images.unsqueeze(1).expand(pairs)
+            losses = F.binary_cross_entropy_with_logits(outputs, images, reduction="none").mean(2)
+            return (self.encoder(self.images).softmax(1) * losses).sum(1).mean()
+
+        return self.stepping(compute)
+
+    def marginalized(self, support: str, strategy: Any) -> Step:
+        sender = SparsemaxWrapper(self.encoder, "softmax", support=None)
+        if support != "256":
+            ranks = torch.rand(len(self.images), VOCABULARY, device=self.images.device).argsort(1).argsort(1)
+            sizes = torch.full((len(ranks), 1), 1 if support == "uneven" else int(support), device=ranks.device)
+            if support == "uneven":
+                sizes[0] = VOCABULARY
+            sender = SparsemaxWrapper(EncoderOf(self.encoder, ranks < sizes), support=None)
+        return self.playing(SymbolGameMarg(sender, self.receiver, loss, strategy=strategy).to(self.images.device))
+
+    def pyro(self) -> Step:
+        import pyro
+        from pyro import distributions
+        from pyro.infer import TraceEnum_ELBO, config_enumerate
+
+        pyro.enable_validation(False)
+        size = len(self.images)
+        uniform = torch.zeros(VOCABULARY, device=self.images.device)
+
+        def model() -> None:
+            with pyro.plate("examples", size):
+                symbol = pyro.sample("symbol", distributions.Categorical(logits=uniform))
+                logits = self.receiver(symbol)
+                pyro.sample("pixels", distributions.Bernoulli(logits=logits).to_event(1), obs=self.images)
+
+        def guide() -> None:
+            with pyro.plate("examples", size):
+                pyro.sample("symbol", distributions.Categorical(logits=self.encoder(self.images)))
+
+        elbo = TraceEnum_ELBO(max_plate_nesting=1)
+        enumerating = config_enumerate(guide, "parallel")
+        return self.stepping(lambda: elbo.differentiable_loss(model, enumerating) / size)
+
+    def storchastic(self, estimator: str, messages: int) -> Step:
+        import storch
+
+        options = {
+            "Expect": lambda: storch.method.Expect("symbol"),
+            "ScoreFunction": lambda: storch.method.ScoreFunction(
+                "symbol", n_samples=messages, baseline_factory="batch_average"
+            ),
+            "GumbelSoftmax": lambda: storch.method.GumbelSoftmax("symbol", n_samples=messages),
+            "RaoBlackwellSF": lambda: storch.method.RaoBlackwellSF("symbol", n_samples=messages),
+            "UnorderedSetEstimator": lambda: storch.method.UnorderedSetEstimator("symbol", k=messages),
+        }
+        method = options[estimator]()
+
+        def step() -> Tensor:
+            self.encoder.zero_grad(set_to_none=True)
+            self.receiver.zero_grad(set_to_none=True)
+            storch.reset()
+            images = storch.denote_independent(self.images, 0, "examples")
+            symbols = method(torch.distributions.OneHotCategorical(probs=self.encoder(images).softmax(-1)))
+            outputs = self.receiver.agent(symbols @ self.receiver.embedding.weight)
+            storch.add_cost((F.softplus(outputs) - images * outputs).mean(-1), "loss")
+            return storch.backward()
+
+        return step
+
+
+@dataclass
+class Row:
+    """A step of the table, the number of messages per example that it plays, and what makes it of a Problem."""
+
+    label: str
+    messages: str
+    method: str
+    arguments: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.label}, {self.messages}"
+
+    def step(self, batch: int, device: torch.device) -> Step:
+        return getattr(Problem.of(batch, device), self.method)(*self.arguments)
+
+
+ROWS = [
+    Row("EGG's Gumbel-Softmax game", "1", "gumbel"),
+    Row("EGG's score-function game", "1", "score_function"),
+    Row("plain PyTorch, softmax, losses as one matrix product", "256", "by_product"),
+    Row("plain PyTorch, softmax, losses pixel by pixel", "256", "by_pairs"),
+    Row("Pyro, TraceEnum_ELBO, parallel enumeration", "256", "pyro"),
+    *(
+        Row(f'SymbolGameMarg, strategy="{strategy}"', support, "marginalized", (support, strategy))
+        for support in SUPPORTS
+        for strategy in ("auto", "vmap", "gather")
+    ),
+]
+STORCHASTIC = [
+    Row("storchastic, Expect", "256", "storchastic", ("Expect", 256)),
+    *(
+        Row(f"storchastic, {estimator}", str(messages), "storchastic", (estimator, messages))
+        for messages in (3, 30)
+        for estimator in ("ScoreFunction", "GumbelSoftmax", "RaoBlackwellSF", "UnorderedSetEstimator")
+    ),
+]
+
+
+def two_steps(row: int, batch: int, device: str) -> None:
+    """Runs the step whose memory is measured."""
+    step = ROWS[row].step(batch, torch.device(device))
+    for _ in range(2):
+        step()
+
+
+def seconds_of(rows: Sequence[Row], batch: int, repeats: int, device: str) -> dict[str, list[float]]:
+    """The seconds of the steps, by the rows' keys."""
+    where = torch.device(device)
+    return seconds_in_turns({row.key: row.step(batch, where) for row in rows}, repeats, where, most_seconds=10)
+
+
+def seconds_of_storchastic(batch: int, repeats: int, device: str) -> dict[str, list[float]]:
+    """The seconds of the estimators and of the Gumbel-Softmax game, in a process of their own."""
+    code = (
+        "import json, benchmarks.shared_decoder as b; "
+        f"print(json.dumps(b.seconds_of([b.ROWS[0], *b.STORCHASTIC], {batch}, {repeats}, {device!r})))"
+    )
+    return json.loads(in_fresh_process(code))
+
+
+def tables(settings: Settings) -> list[Table]:
+    batch, device = 4 if settings.quick else BATCH, str(settings.device)
+    repeats = settings.repeated(15)
+    table = Table("shared_decoder", f"One step with a decoder of the message alone, {batch} examples, 256 symbols")
+    measured = [row for row in ROWS if row.method != "pyro" or is_installed("pyro", "pyro-ppl", table)]
+    groups = [(measured, seconds_of(measured, batch, repeats, device))]
+    if is_installed("storch", "storchastic", table):
+        groups.append((STORCHASTIC, seconds_of_storchastic(batch, repeats, device)))
+    peaks: dict[str, float] = {}
+    if not settings.quick:
+        for i, row in enumerate(ROWS):
+            if row in measured:
+                peaks[row.key] = peak_gigabytes("benchmarks.shared_decoder", "two_steps", i, batch, device)
+    for rows, seconds in groups:
+        for row in rows:
+            table.rows.append(
+                {
+                    "step": row.label,
+                    "messages per example": row.messages,
+                    "ms": milliseconds(seconds[row.key]),
+                    "ratio": ratio(seconds[row.key], seconds[ROWS[0].key]),
+                    "GB above Gumbel": peaks[row.key] - peaks[ROWS[0].key] if row.key in peaks else None,
+                }
+            )
+    return [table]
+
+
+def is_installed(module: str, package: str, table: Table) -> bool:
+    """Whether a peer is installed; if not, the table says so."""
+    found = importlib.util.find_spec(module) is not None
+    if not found:
+        table.notes.append(f"{package} is not installed, so that its rows are missing: pip install {package}")
+    return found
