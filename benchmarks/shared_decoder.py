@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.agents import sender_of_support
 from benchmarks.measure import (
     Settings,
     Step,
@@ -33,10 +34,10 @@ from benchmarks.measure import (
     ratio,
     seconds_in_turns,
 )
-from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
+from egg_sparse import SymbolGameMarg, host
 
 BATCH, PIXELS, HIDDEN, VOCABULARY = 64, 784, 512, 256
-SUPPORTS = ("3", "30", "256", "uneven")
+SUPPORTS = ("3", "30", "all", "uneven")
 
 
 class Encoder(nn.Sequential):
@@ -47,20 +48,6 @@ class Encoder(nn.Sequential):
 
     def forward(self, images: Tensor, aux_input: object = None) -> Tensor:
         return super().forward(images)
-
-
-class EncoderOf(nn.Module):
-    """The encoder, with scores such that sparsemax keeps the symbols of a mask ``(B, 256)``."""
-
-    kept: Tensor
-
-    def __init__(self, encoder: nn.Module, kept: Tensor) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("kept", torch.where(kept, 0.0, -10.0))
-
-    def forward(self, images: Tensor, aux_input: object = None) -> Tensor:
-        return self.encoder(images) * 1e-3 + self.kept
 
 
 class Decoder(nn.Module):
@@ -141,13 +128,7 @@ class Problem:
         return self.stepping(compute)
 
     def marginalized(self, support: str, strategy: Any) -> Step:
-        sender = SparsemaxWrapper(self.encoder, "softmax", support=None)
-        if support != "256":
-            ranks = torch.rand(len(self.images), VOCABULARY, device=self.images.device).argsort(1).argsort(1)
-            sizes = torch.full((len(ranks), 1), 1 if support == "uneven" else int(support), device=ranks.device)
-            if support == "uneven":
-                sizes[0] = VOCABULARY
-            sender = SparsemaxWrapper(EncoderOf(self.encoder, ranks < sizes), support=None)
+        sender = sender_of_support(self.encoder, support, len(self.images), VOCABULARY)
         return self.playing(SymbolGameMarg(sender, self.receiver, loss, strategy=strategy).to(self.images.device))
 
     def pyro(self) -> Step:
@@ -220,9 +201,9 @@ class Row:
 ROWS = [
     Row("EGG's Gumbel-Softmax game", "1", "gumbel"),
     Row("EGG's score-function game", "1", "score_function"),
-    Row("plain PyTorch, softmax, losses as one matrix product", "256", "by_product"),
-    Row("plain PyTorch, softmax, losses pixel by pixel", "256", "by_pairs"),
-    Row("Pyro, TraceEnum_ELBO, parallel enumeration", "256", "pyro"),
+    Row("plain PyTorch, softmax, losses as one matrix product", "all", "by_product"),
+    Row("plain PyTorch, softmax, losses pixel by pixel", "all", "by_pairs"),
+    Row("Pyro, TraceEnum_ELBO, parallel enumeration", "all", "pyro"),
     *(
         Row(f'SymbolGameMarg, strategy="{strategy}"', support, "marginalized", (support, strategy))
         for support in SUPPORTS
@@ -230,7 +211,7 @@ ROWS = [
     ),
 ]
 STORCHASTIC = [
-    Row("storchastic, Expect", "256", "storchastic", ("Expect", 256)),
+    Row("storchastic, Expect", "all", "storchastic", ("Expect", 256)),
     *(
         Row(f"storchastic, {estimator}", str(messages), "storchastic", (estimator, messages))
         for messages in (3, 30)

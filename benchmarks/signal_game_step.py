@@ -1,145 +1,216 @@
-"""Time and memory of one training step of the signal game, forward and backward, as ratios to EGG's Gumbel game.
+"""Time and memory of one training step of the signal game, beside EGG's games and the direct product.
 
 The size is the paper's: 64 examples, a vocabulary of 256, 16 candidates of 4096 features, embeddings of 256, 512
-filters, with the paper's agents. Steps of the compared games alternate, so that a change of the machine's load meets
-all of them; the ratio is that of the medians. Memory is the peak of a process of its own less that of the Gumbel step
-(on a CPU: Linux only).
+filters, with the paper's agents. The receiver reads the example, so that no output can be shared between examples. The
+direct product is the same sum in plain PyTorch, with the messages as columns of one matrix product: what the terms
+cost. A support of K is random symbols. "gather" is measured with examples on axis 0, where it needs them, and not for
+all 256 messages, since it copies the candidates of an example for each of its messages. A step is forward and backward;
+ratios are to EGG's Gumbel-Softmax game; memory is the peak of a process of its own, less that game's.
 
-    python benchmarks/signal_game_step.py [--device cuda] [--repeats 15] [--loop] [--json]
+A second table has EGG's games and SymbolGameMarg on each host that can be imported, each in a process of its own.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
-import pathlib
-import platform
-import statistics
-import subprocess
-import sys
-import time
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
+from benchmarks.agents import sender_of_support
+from benchmarks.measure import (
+    Settings,
+    Step,
+    Table,
+    in_fresh_process,
+    milliseconds,
+    peak_gigabytes,
+    ratio,
+    seconds_in_turns,
+)
+from egg_sparse import SymbolGameMarg, host
 from egg_sparse.zoo.signal_game.archs import PaperSender, Receiver
 from egg_sparse.zoo.signal_game.games import loss_nll
 
-BATCH, VOCABULARY, CANDIDATES, FEATURES, EMBEDDING, FILTERS = 64, 256, 16, 4096, 256, 512
+
+@dataclass(frozen=True)
+class Size:
+    """The size of the game."""
+
+    batch: int = 64
+    vocabulary: int = 256
+    candidates: int = 16
+    features: int = 4096
+    embedding: int = 256
+    filters: int = 512
 
 
-class SupportOf(nn.Module):
-    """The paper's sender, with scores spread so that sparsemax keeps exactly ``size`` symbols for every example."""
+PAPER, QUICK = Size(), Size(4, 40, 3, 8, 8, 8)
 
-    def __init__(self, sender: nn.Module, size: int) -> None:
+
+class BatchFirst(nn.Module):
+    """An agent that sees images ``(B, 16, F)``, with the examples on axis 0."""
+
+    def __init__(self, agent: nn.Module) -> None:
         super().__init__()
-        self.sender = sender
-        self.size = size
+        self.agent = agent
 
-    def forward(self, images: torch.Tensor, aux_input: object = None) -> torch.Tensor:
-        scores = self.sender(images, aux_input)
-        ranks = scores.detach().argsort(dim=1, descending=True).argsort(dim=1)
-        return scores * 1e-3 - 10 * (ranks >= self.size)
+    def forward(self, *args: Any) -> Tensor:
+        return self.agent(*(arg.transpose(0, 1) if isinstance(arg, Tensor) and arg.dim() == 3 else arg for arg in args))
 
 
-def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    sender = PaperSender(FEATURES, EMBEDDING, FILTERS, VOCABULARY, temperature=10.0)
-    if name == "gumbel":
-        receiver = Receiver(FEATURES, EMBEDDING, VOCABULARY, one_hot=True)
-        return host.core.SymbolGameGS(host.core.GumbelSoftmaxWrapper(sender), receiver, loss_nll)
-    receiver = Receiver(FEATURES, EMBEDDING, VOCABULARY, one_hot=False)
-    if name == "one message":
-        agent = host.core.ReinforceWrapper(sender)
-        return host.core.SymbolGameReinforce(agent, host.core.ReinforceDeterministicWrapper(receiver), loss_nll)
-    kind, _, rest = name.partition(" ")
-    if kind == "support":
-        return SymbolGameMarg(
-            SparsemaxWrapper(SupportOf(sender, int(rest)), support=None), receiver, loss_nll, strategy="vmap"
+@dataclass
+class Row:
+    """A step of the table.
+
+    Attributes:
+        label: what is measured.
+        messages: the number of messages per example: a number, or "all".
+        kind: "gumbel", "score function", "product" or a strategy of SymbolGameMarg.
+        chunk_size: the chunk_size of SymbolGameMarg.
+    """
+
+    label: str
+    messages: str
+    kind: str
+    chunk_size: int | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.label}, {self.messages}"
+
+    def step(self, size: Size, device: torch.device) -> Step:
+        torch.manual_seed(0)
+        agent = PaperSender(size.features, size.embedding, size.filters, size.vocabulary, temperature=10.0)
+        receiver = Receiver(size.features, size.embedding, size.vocabulary, one_hot=self.kind == "gumbel")
+        images = nn.functional.normalize(torch.randn(size.candidates, size.batch, size.features), dim=-1).to(device)
+        labels = torch.zeros(size.batch, dtype=torch.long, device=device)
+        game = self._game(agent, receiver, size).to(device)
+        if self.kind == "gather":
+            images = images.transpose(0, 1).contiguous()
+
+        def step() -> Tensor:
+            game.zero_grad(set_to_none=True)
+            loss, _ = game(images, labels, images)
+            loss.backward()
+            return loss.detach()
+
+        return step
+
+    def _game(self, agent: Any, receiver: Any, size: Size) -> nn.Module:
+        if self.kind == "gumbel":
+            return host.core.SymbolGameGS(host.core.GumbelSoftmaxWrapper(agent), receiver, loss_nll)
+        if self.kind == "score function":
+            deterministic = host.core.ReinforceDeterministicWrapper(receiver)
+            return host.core.SymbolGameReinforce(host.core.ReinforceWrapper(agent), deterministic, loss_nll)
+        if self.kind == "gather":
+            agent, receiver = BatchFirst(agent), BatchFirst(receiver)
+        sender = sender_of_support(agent, self.messages, size.batch, size.vocabulary)
+        if self.kind == "product":
+            return DirectProduct(sender, receiver)
+        strategy: Any = self.kind
+        return SymbolGameMarg(sender, receiver, loss_nll, strategy=strategy, chunk_size=self.chunk_size)
+
+
+class DirectProduct(nn.Module):
+    """The expected loss with the K messages of an example as columns: ``(B, 16, 256) x (B, 256, K)``."""
+
+    def __init__(self, sender: nn.Module, receiver: Receiver) -> None:
+        super().__init__()
+        self.sender, self.receiver = sender, receiver
+
+    def forward(self, images: Tensor, labels: Tensor, candidates: Tensor) -> tuple[Tensor, None]:
+        distribution = self.sender(images)
+        embedded = self.receiver.embed(candidates).transpose(0, 1)
+        scores = embedded @ self.receiver.read(distribution.messages).permute(1, 2, 0)
+        of_target = scores.gather(1, labels.view(-1, 1, 1).expand(-1, 1, scores.shape[2])).squeeze(1)
+        losses = scores.logsumexp(1) - of_target
+        return (distribution.probs * losses.t()).sum(0).mean(), None
+
+
+ROWS = [
+    Row("EGG's Gumbel-Softmax game", "1", "gumbel"),
+    Row("EGG's score-function game", "1", "score function"),
+    *(Row("direct product in plain PyTorch", messages, "product") for messages in ("3", "30", "all")),
+    *(
+        Row(f'SymbolGameMarg, strategy="{strategy}"', messages, strategy)
+        for strategy, supports in (
+            ("auto", ("1", "3", "10", "30", "all")),
+            ("vmap", ("3", "30", "all")),
+            ("gather", ("3", "30")),
+            ("loop", ("3", "30", "all")),
         )
-    options = {"chunks": {"strategy": "vmap", "chunk_size": int(rest or 0)}, "loop": {"strategy": "loop"}}
-    return SymbolGameMarg(
-        SparsemaxWrapper(sender, "softmax"), receiver, loss_nll, **options.get(kind, {"strategy": "vmap"})
-    )
+        for messages in supports
+    ),
+    *(Row(f'SymbolGameMarg, strategy="vmap", chunk_size={size}', "all", "vmap", size) for size in (64, 16)),
+]
+ON_BOTH_HOSTS = [row for row in ROWS if row.kind in ("gumbel", "score function", "auto")]
 
 
-def batch(device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    images = torch.nn.functional.normalize(torch.randn(CANDIDATES, BATCH, FEATURES), dim=-1).to(device)
-    return images, torch.zeros(BATCH, dtype=torch.long, device=device), images
-
-
-def step(game: nn.Module, data: tuple) -> float:
-    game.zero_grad(set_to_none=True)
-    started = time.perf_counter()
-    loss, _ = game(*data)
-    loss.backward()
-    if data[0].is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def peak_memory(name: str, device: str) -> float:
-    """Peak memory, in GB, of a process that makes two steps (on a GPU: of the allocated device memory)."""
-    code = f"import signal_game_step as b; b.print_peak({name!r}, {device!r})"
-    folder = __file__.rsplit("/", 1)[0]
-    return float(subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=True).stdout)
-
-
-def print_peak(name: str, device: str) -> None:
-    game, data = build(name).to(device), batch(device)
+def two_steps(row: int, quick: bool, device: str) -> None:
+    """Runs the step whose memory is measured."""
+    step = ROWS[row].step(QUICK if quick else PAPER, torch.device(device))
     for _ in range(2):
-        step(game, data)
-    if device == "cuda":
-        print(torch.cuda.max_memory_allocated() / 1e9)
-    else:
-        # not ru_maxrss, which a forked process starts with its parent's
-        status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
-        print(int(status["VmHWM"].split()[0]) * 1024 / 1e9)
+        step()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--loop", action="store_true", help="also call the receiver once per symbol (slow)")
-    parser.add_argument("--json", action="store_true", help="end with the figures as one JSON object")
-    args = parser.parse_args()
-
-    data = batch(args.device)
-    labels = {
-        "gumbel": "EGG's Gumbel-Softmax game",
-        "one message": "EGG's score-function game (one message)",
-        "support 1": "SymbolGameMarg, support 1",
-        "support 3": "SymbolGameMarg, support 3",
-        "support 10": "SymbolGameMarg, support 10",
-        "all": "SymbolGameMarg, softmax: all 256 messages",
-        "chunks 64": "the same, chunk_size=64",
-        "chunks 16": "the same, chunk_size=16",
-    }
-    if args.loop:
-        labels["loop"] = "the same, strategy loop: one call per message"
-    games = {name: build(name).to(args.device) for name in labels}
-    times: dict[str, list[float]] = {name: [] for name in labels}
-    repeats = {name: min(args.repeats, 3) if name == "loop" else args.repeats for name in labels}
-    for game in games.values():
-        step(game, data)
-    for repeat in range(args.repeats):
-        for name, game in games.items():
-            if repeat < repeats[name]:
-                times[name].append(step(game, data))
-    base = statistics.median(times["gumbel"])
-    base_memory = peak_memory("gumbel", args.device)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {device}, torch {torch.__version__}, host {host.describe()}")
-    print(f"{'':48}{'ms':>8}{'ratio':>8}{'GB above Gumbel':>17}")
-    results = {}
-    for name, label in labels.items():
-        median = statistics.median(times[name])
-        memory = peak_memory(name, args.device) - base_memory
-        results[name] = {"ms": median * 1e3, "ratio": median / base, "gb_above_gumbel": memory}
-        print(f"{label:48}{median * 1e3:8.0f}{median / base:8.2f}{memory:17.2f}")
-    if args.json:
-        print(json.dumps(results))
+def seconds_of(rows: list[Row], quick: bool, repeats: int, device: str) -> dict[str, list[float]]:
+    """The seconds of the steps, by the rows' keys."""
+    size, where = QUICK if quick else PAPER, torch.device(device)
+    return seconds_in_turns({row.key: row.step(size, where) for row in rows}, repeats, where, most_seconds=5)
 
 
-if __name__ == "__main__":
-    main()
+def table_of_hosts(settings: Settings, title: str) -> Table:
+    """The rows of both hosts."""
+    table = Table("signal_game_hosts", f"{title}, by host")
+    arguments = f"b.ON_BOTH_HOSTS, {settings.quick}, {settings.repeated(11)}, {str(settings.device)!r}"
+    for name in ("standin", "egg"):
+        code = (
+            "import json, benchmarks.signal_game_step as b; "
+            f"print(json.dumps([b.host.describe(), b.seconds_of({arguments})]))"
+        )
+        try:
+            described, seconds = json.loads(in_fresh_process(code, EGG_SPARSE_HOST=name))
+        except RuntimeError as error:
+            if "EGG cannot be used" not in str(error):
+                raise
+            table.notes.append("EGG is not installed, so that its rows are missing.")
+            continue
+        for row in ON_BOTH_HOSTS:
+            measured, gumbel = seconds[row.key], seconds[ROWS[0].key]
+            table.rows.append(
+                {
+                    "host": described,
+                    "step": row.label,
+                    "messages per example": row.messages,
+                    "ms": milliseconds(measured),
+                    "ratio": ratio(measured, gumbel),
+                }
+            )
+    return table
+
+
+def tables(settings: Settings) -> list[Table]:
+    size, device = QUICK if settings.quick else PAPER, str(settings.device)
+    title = (
+        f"One step of the signal game: {size.batch} examples, {size.vocabulary} symbols, {size.candidates} candidates"
+    )
+    table = Table("signal_game_step", title)
+    seconds = seconds_of(ROWS, settings.quick, settings.repeated(11), device)
+    peaks = [
+        peak_gigabytes("benchmarks.signal_game_step", "two_steps", i, settings.quick, device)
+        for i in range(1 if settings.quick else len(ROWS))
+    ]
+    for i, row in enumerate(ROWS):
+        table.rows.append(
+            {
+                "step": row.label,
+                "messages per example": row.messages,
+                "ms": milliseconds(seconds[row.key]),
+                "ratio": ratio(seconds[row.key], seconds[ROWS[0].key]),
+                "GB above Gumbel": peaks[i] - peaks[0] if i < len(peaks) else None,
+            }
+        )
+    return [table, table_of_hosts(settings, title)]

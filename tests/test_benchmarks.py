@@ -2,6 +2,8 @@
 
 import json
 import math
+import pathlib
+import subprocess
 import sys
 import types
 
@@ -9,10 +11,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measure, receivers
+from benchmarks import measure, receivers, shared_decoder, signal_game_step
+from benchmarks.agents import sender_of_support
 from benchmarks.measure import Settings, Spread, Table
 
 CPU = torch.device("cpu")
+ROOT = pathlib.Path(command.__file__).parent.parent
 
 
 @pytest.mark.parametrize("exponent", [-1.0, 0.5, 1.0, 2.0])
@@ -156,7 +160,7 @@ def test_a_benchmark_that_fails_does_not_keep_others_from_running(tmp_path, caps
 
 
 def test_every_module_with_tables_is_a_benchmark():
-    assert {"receivers"} <= set(command.names())
+    assert {"receivers", "shared_decoder", "signal_game_step", "distortion", "import_time"} <= set(command.names())
     assert {"measure", "swap_games", "__main__"}.isdisjoint(command.names())
 
 
@@ -174,3 +178,76 @@ def test_a_receiver_folded_by_hand_has_the_loss_that_the_game_has(kind):
         gradients.append(torch.autograd.grad(loss, agents[0].scores)[0])
     torch.testing.assert_close(torch.stack(losses), losses[0].expand(len(losses)))
     torch.testing.assert_close(torch.stack(gradients), gradients[0].expand(len(losses), -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("support", "sizes"), [("1", [1] * 4), ("3", [3] * 4), ("all", [20] * 4), ("uneven", [20, 1, 1, 1])]
+)
+def test_a_sender_of_a_support_has_it_whatever_the_scores(support, sizes):
+    sender = sender_of_support(torch.nn.Linear(5, 20), support, 4, 20)
+    assert sender(10 * torch.randn(4, 5)).support_size.tolist() == sizes
+
+
+def gradients_of(problem):
+    return [parameter.grad for module in (problem.encoder, problem.receiver) for parameter in module.parameters()]
+
+
+def test_the_steps_with_a_shared_decoder_have_one_loss_and_one_gradient():
+    losses, gradients = [], []
+    methods = [
+        "by_product",
+        "by_pairs",
+        *(("marginalized", "all", strategy) for strategy in ("auto", "vmap", "gather")),
+    ]
+    for method in methods:
+        name, *arguments = [method] if isinstance(method, str) else method
+        problem = shared_decoder.Problem.of(4, CPU)
+        losses.append(getattr(problem, name)(*arguments)())
+        gradients.append(gradients_of(problem))
+    for loss, of_loss in zip(losses, gradients, strict=True):
+        torch.testing.assert_close(loss, losses[0])
+        torch.testing.assert_close(of_loss, gradients[0])
+
+
+def test_pyro_has_the_same_loss_and_the_divergence_from_a_uniform_prior():
+    pytest.importorskip("pyro")
+    problem = shared_decoder.Problem.of(4, CPU)
+    expected = problem.by_product()()
+    with torch.no_grad():
+        log_probs = problem.encoder(problem.images).log_softmax(1)
+        divergence = (log_probs.exp() * (log_probs + math.log(log_probs.shape[1]))).sum(1).mean()
+    torch.testing.assert_close(problem.pyro()(), expected * shared_decoder.PIXELS + divergence)
+
+
+@pytest.mark.parametrize("messages", ["3", "all"])
+def test_the_direct_product_of_the_signal_game_has_the_loss_of_the_game(messages):
+    rows = [signal_game_step.Row("", messages, kind) for kind in ("product", "auto", "vmap", "gather", "loop")]
+    losses = torch.stack([row.step(signal_game_step.QUICK, CPU)() for row in rows])
+    torch.testing.assert_close(losses, losses[0].expand(len(losses)))
+
+
+@pytest.mark.slow
+def test_all_benchmarks_run_quickly(tmp_path):
+    """Runs in fresh processes are merged; a benchmark that fails would make the exit status 1."""
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    names = {path.stem for path in tmp_path.glob("*.json")}
+    assert names == {path.stem for path in tmp_path.glob("*.md")}
+    assert set(command.names()) <= names
+    for path in tmp_path.glob("*.json"):
+        rows = json.loads(path.read_text())["rows"]
+        numbers = [value for row in rows for name, value in row.items() if name in ("ms", "s", "ratio")]
+        assert rows
+        assert all(number > 0 for number in numbers)
+
+
+@pytest.mark.slow
+def test_runs_in_fresh_processes_give_ranges(tmp_path):
+    options = ["import_time", "--quick", "--runs=2", f"--out={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "benchmarks", *options], cwd=ROOT, check=True, capture_output=True)
+    rows = json.loads((tmp_path / "import_time.json").read_text())["rows"]
+    assert [row["import"] for row in rows] == ["torch", "egg_sparse"]
+    assert all(len(row["s"]["runs"]) == 2 and row["s"]["median"] > 0 for row in rows)
+    assert "2 runs" in (tmp_path / "import_time.md").read_text()
