@@ -278,7 +278,7 @@ def relaxed(setup: Setup, straight_through: bool = False) -> nn.Module | None:
     """EGG's Gumbel-Softmax game; None for losses without a gradient."""
     if setup.acts:
         return None
-    options = {"temperature": setup.temperature, "straight_through": straight_through}
+    options: dict[str, Any] = {"temperature": setup.temperature, "straight_through": straight_through}
     sender, receiver = setup.agents(True)
     if isinstance(sender, list):
         communication = importlib.import_module("examples.population.communication").CommunicationGS()
@@ -402,9 +402,9 @@ def main() -> None:
             if options.out:
                 about = {"host": host.describe(), "torch": torch.__version__, "machine": platform.processor()}
                 # the support of EGG's games is NaN, which JSON does not have
-                found = [{k: None if v != v else v for k, v in run.items()} for run in runs]
+                valid: list[dict[str, Any]] = [{k: None if v != v else v for k, v in run.items()} for run in runs]
                 with open(options.out, "w", encoding="utf-8") as file:
-                    json.dump({"about": about, "runs": found}, file, indent=1)
+                    json.dump({"about": about, "runs": valid}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -192,31 +192,29 @@ def gradients_of(problem):
     return [parameter.grad for module in (problem.encoder, problem.receiver) for parameter in module.parameters()]
 
 
-def test_the_steps_with_a_shared_decoder_have_one_loss_and_one_gradient():
+@pytest.mark.parametrize("loss", [shared_decoder.SQUARED_ERROR, shared_decoder.CROSS_ENTROPY])
+def test_the_steps_with_a_shared_decoder_have_one_loss_and_one_gradient(loss):
     losses, gradients = [], []
-    methods = [
-        "by_product",
-        "by_pairs",
-        *(("marginalized", "all", strategy) for strategy in ("auto", "vmap", "gather")),
-    ]
-    for method in methods:
-        name, *arguments = [method] if isinstance(method, str) else method
-        problem = shared_decoder.Problem.of(4, CPU)
-        losses.append(getattr(problem, name)(*arguments)())
+    marginalized = [("marginalized", "all", strategy) for strategy in ("auto", "vmap", "gather")]
+    for method, *arguments in [("by_product",), ("by_pairs",), *marginalized]:
+        problem = shared_decoder.Problem.of(4, CPU, loss)
+        losses.append(getattr(problem, method)(*arguments)())
         gradients.append(gradients_of(problem))
-    for loss, of_loss in zip(losses, gradients, strict=True):
-        torch.testing.assert_close(loss, losses[0])
+    for found, of_loss in zip(losses, gradients, strict=True):
+        torch.testing.assert_close(found, losses[0])
         torch.testing.assert_close(of_loss, gradients[0])
 
 
-def test_pyro_has_the_same_loss_and_the_divergence_from_a_uniform_prior():
+@pytest.mark.parametrize("loss", [shared_decoder.SQUARED_ERROR, shared_decoder.CROSS_ENTROPY])
+def test_pyro_has_the_same_loss_and_the_divergence_from_a_uniform_prior(loss):
     pytest.importorskip("pyro")
-    problem = shared_decoder.Problem.of(4, CPU)
+    problem = shared_decoder.Problem.of(4, CPU, loss)
     expected = problem.by_product()()
     with torch.no_grad():
         log_probs = problem.encoder(problem.images).log_softmax(1)
         divergence = (log_probs.exp() * (log_probs + math.log(log_probs.shape[1]))).sum(1).mean()
-    torch.testing.assert_close(problem.pyro()(), expected * shared_decoder.PIXELS + divergence)
+    constant = math.log(math.pi) / 2 if loss is shared_decoder.SQUARED_ERROR else 0.0
+    torch.testing.assert_close(problem.pyro()(), (expected + constant) * shared_decoder.PIXELS + divergence)
 
 
 @pytest.mark.parametrize("messages", ["3", "all"])
