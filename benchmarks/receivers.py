@@ -480,7 +480,7 @@ def computations_of(
 
 
 def tables(settings: Settings) -> list[Table]:
-    supports, batch = ((2, 3), 4) if settings.quick else (SUPPORTS, BATCH)
+    supports, batch = ((2,), 4) if settings.quick else (SUPPORTS, BATCH)
     found = []
     for name, title, receivers in (
         ("receivers", "Receivers that read the example: ratio of a step to the same one by hand", READING_THE_EXAMPLE),
