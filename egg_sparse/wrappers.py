@@ -16,7 +16,7 @@ from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import active_set, categorical, lpsmap, sparsemap, topk
-from egg_sparse.mappings.scores import message_type
+from egg_sparse.mappings.scores import check_temperature, message_type
 from egg_sparse.support import Floor, FollowLoss, SupportControl, floor_of
 
 Normalizer = Literal["softmax", "sparsemax", "entmax15"]
@@ -37,12 +37,6 @@ def requesting_distributions() -> Iterator[None]:
         yield
     finally:
         _distributions_are_requested.reset(token)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raises ValueError unless the temperature is a finite number above 0."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
 
 
 class ScoringWrapper(nn.Module):
@@ -76,8 +70,8 @@ class ScoringWrapper(nn.Module):
             raise TypeError(f"the wrapped agent must return a tensor of scores, got {type(scores).__name__}")
         return scores
 
-    def _divided(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores if self._temperature == 1 else scores / self._temperature
+    def _divided(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
+        return scores if not isinstance(temperature, torch.Tensor) and temperature == 1 else scores / temperature
 
 
 class SparseWrapper(ScoringWrapper, abc.ABC):
@@ -160,8 +154,8 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
         return f"temperature={float(self.temperature):.4}" if self.control is None else "temperature=controlled"
 
     @abc.abstractmethod
-    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
-        """The distribution of scores that have been divided by the temperature."""
+    def _mapped(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> SparseDistribution:
+        """The distribution of the scores divided by the temperature."""
 
     @abc.abstractmethod
     def _largest_support(self, scores: torch.Tensor) -> int:
@@ -193,16 +187,16 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
     def _distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
         scores = self._scores(*args, **kwargs)
         if not scores.is_floating_point():
-            return self._mapped(scores)  # which raises the error
+            return self._mapped(scores, 1.0)  # which raises the error
         control = self.control
         if control is None:
-            return self._mapped(self._divided(scores))
+            return self._mapped(scores, self._temperature)
         learns = self.training and torch.is_grad_enabled() and scores.dim() == 2 and len(scores) > 0
         if learns and not control.is_calibrated:
             detached = scores.detach()
-            control.calibrate(lambda t: self._mapped(detached / t).support_size, self._largest_support(detached))
+            control.calibrate(lambda t: self._mapped(detached, t).support_size, self._largest_support(detached))
         # a clone, since observe() changes the temperature before the backward pass
-        distribution = self._mapped(scores / control.temperature.clone())
+        distribution = self._mapped(scores, control.temperature.clone())
         if learns:
             control.observe(distribution, self._largest_support(scores))
             distribution.control = control
@@ -298,14 +292,14 @@ class SparsemaxWrapper(SparseWrapper):
     def _largest_support(self, scores: torch.Tensor) -> int:
         return scores.shape[1]
 
-    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
+    def _mapped(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> SparseDistribution:
         if isinstance(self.alpha, nn.Parameter):
             clamped = self.alpha + (self.alpha.clamp(min=_LEAST_LEARNED_ALPHA) - self.alpha).detach()
-            distribution = categorical.entmax(scores, clamped)
+            distribution = categorical.entmax(scores, clamped, temperature)
         elif self.alpha is not None:
-            distribution = categorical.entmax(scores, self.alpha)
+            distribution = categorical.entmax(scores, self.alpha, temperature)
         else:
-            distribution = getattr(categorical, self.normalizer)(scores)
+            distribution = getattr(categorical, self.normalizer)(scores, temperature)
         if self.message_format == "index":
             return distribution
         one_hot = F.one_hot(distribution.messages, scores.shape[1]).to(message_type(scores))
@@ -356,8 +350,8 @@ class TopKSparsemaxWrapper(SparseWrapper):
     def _largest_support(self, scores: torch.Tensor) -> int:
         return min(self.k, 2 ** min(scores.shape[1], 30))
 
-    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
-        return topk.topk_sparsemax(scores, self.k)
+    def _mapped(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> SparseDistribution:
+        return topk.topk_sparsemax(self._divided(scores, temperature), self.k)
 
 
 class SparseMAPBitVectorWrapper(SparseWrapper):
@@ -425,7 +419,7 @@ class SparseMAPBitVectorWrapper(SparseWrapper):
     def _largest_support(self, scores: torch.Tensor) -> int:
         return 1 if self.budget == 0 else scores.shape[1] + 1
 
-    def _mapped(self, scores: torch.Tensor) -> SparseDistribution:
+    def _mapped(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> SparseDistribution:
         return sparsemap.sparsemap_bit_vectors(
-            scores, self.budget, self.decomposition, self.solver, self.max_iter, self.tol
+            self._divided(scores, temperature), self.budget, self.decomposition, self.solver, self.max_iter, self.tol
         )

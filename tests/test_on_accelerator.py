@@ -96,6 +96,28 @@ def test_mappings(accelerator, name, dtype):
     assert forward.copies_to_device == backward.copies_to_device == []
 
 
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15", "entmax, number", "entmax, tensors"])
+@pytest.mark.parametrize("scale", [0.01, 2.0])
+def test_mappings_of_a_large_vocabulary(accelerator, name, scale):
+    """The supports are most of the vocabulary, or a small part, which is selected first."""
+    x = scale * torch.randn(6, 700, dtype=torch.float64)
+    x[0] *= 4
+    on_cpu, on_device = x.clone().requires_grad_(), accelerator.to(x).requires_grad_()
+    expected = solved(name, on_cpu)
+    with accelerator.count() as forward:
+        found = solved(name, on_device)
+    with accelerator.count() as backward:
+        found[-1].square().sum().backward()
+    expected[-1].square().sum().backward()
+    for one, other in zip((*found, on_device.grad), (*expected, on_cpu.grad), strict=True):
+        torch.testing.assert_close(accelerator.host(one), other.detach(), atol=1e-9, rtol=1e-8)
+    assert len(waits(forward)) == (1 if name == "softmax" else 2), waits(forward)
+    assert backward.synchronizations == forward.copies_to_device == backward.copies_to_device == []
+    x[3, 600] = float("nan")
+    with pytest.raises(ValueError, match=r"scores.*1 of 4200"):
+        solved(name, accelerator.to(x))
+
+
 WAITS_PER_ITERATION, WAITS_AROUND = 5, 12
 
 

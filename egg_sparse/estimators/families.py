@@ -105,7 +105,7 @@ class _SamplerWrapper(ScoringWrapper):
         return f"temperature={self.temperature}"
 
     def forward(self, *args: Any, **kwargs: Any) -> Symbols | BitVectors:
-        scores = self._divided(self._scores(*args, **kwargs))
+        scores = self._divided(self._scores(*args, **kwargs), self.temperature)
         check_scores(scores, self._columns)
         synchronize_finite(scores.detach())
         return self._family(scores)

@@ -14,7 +14,7 @@ from egg_sparse.estimators.families import BitVectors, Symbols
 from egg_sparse.estimators.score_function import Evaluation, sampling_distribution
 from egg_sparse.games.base import OneMessageGame, Option, expected_metrics, of_first_row, one_of
 from egg_sparse.games.calls import Batch
-from egg_sparse.wrappers import check_temperature
+from egg_sparse.mappings.scores import check_temperature
 
 
 class RelaxedWrapper(nn.Module):

@@ -31,6 +31,12 @@ def check_scores(scores: torch.Tensor, columns: str, name: str = "scores") -> No
         raise ValueError(f"{name} must have shape (B, {letter}) with {letter} >= 1 {what}, got {tuple(scores.shape)}")
 
 
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError unless the temperature is a finite number above 0."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+
+
 def working_copy(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores in at least float32, with 0 in place of NaN and infinity, and a mask of the finite ones.
 
@@ -76,13 +82,16 @@ def synchronize_finite(x: torch.Tensor, number: torch.Tensor | None = None) -> i
     return synchronize(torch.isfinite(x), number)[0]
 
 
-def synchronize(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "scores") -> list[int]:
+def synchronize(
+    finite: torch.Tensor, *numbers: torch.Tensor, name: str = "scores", scores: torch.Tensor | None = None
+) -> list[int]:
     """Checks that scores are finite, in the transfer of numbers to the host.
 
     Args:
         finite: a mask, True where scores are finite.
         numbers: zero-dimensional tensors.
         name: the argument's name in the error.
+        scores: the scores, if ``finite`` is not the mask of each of them; the error counts them.
 
     Returns:
         The numbers.
@@ -92,6 +101,7 @@ def synchronize(finite: torch.Tensor, *numbers: torch.Tensor, name: str = "score
     """
     all_finite, *values = torch.stack([finite.all().long(), *(number.long() for number in numbers)]).tolist()
     if not all_finite:
+        finite = finite if scores is None else torch.isfinite(scores)
         raise NotFiniteError(f"{name} must be finite: {int((~finite).sum())} of {finite.numel()} are NaN or infinite")
     return values
 

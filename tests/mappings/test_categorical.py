@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import entmax as entmax_library
 import pytest
 import torch
 from hypothesis import given, settings
@@ -188,6 +189,143 @@ def test_refuses_alpha_of_another_shape():
         entmax(torch.zeros(2, 3), torch.full((3, 1), 1.5))
     with pytest.raises(TypeError, match=r"alpha.*int64"):
         entmax(torch.zeros(2, 3), torch.tensor(2))
+
+
+# The largest scores of a vocabulary are selected before they are projected: these are compared with the whole one.
+LARGE = {
+    "softmax": (softmax, lambda x: torch.softmax(x, -1)),
+    "sparsemax": (sparsemax, lambda x: entmax_library.sparsemax(x, -1)),
+    "entmax15": (entmax15, lambda x: entmax_library.entmax15(x, -1)),
+    "entmax1.3": (lambda x, t=1.0: entmax(x, 1.3, t), lambda x: entmax_library.entmax_bisect(x, 1.3, -1)),
+    "entmax2.7": (
+        lambda x, t=1.0: entmax(x, torch.tensor(2.7), t),
+        lambda x: entmax_library.entmax_bisect(x, torch.tensor(2.7).to(x), -1),
+    ),
+    "entmax, alphas": (
+        lambda x, t=1.0: entmax(x, torch.linspace(1.4, 4, len(x))[:, None], t),
+        lambda x: entmax_library.entmax_bisect(x, torch.linspace(1.4, 4, len(x))[:, None].to(x), -1),
+    ),
+}
+of_large_vocabularies = pytest.mark.parametrize(("mapping", "reference"), LARGE.values(), ids=LARGE)
+
+
+def check_with_reference(scores, mapping, reference, tolerance):
+    """Probabilities, order, padding and gradients of the mapping are those of the entmax package in float64."""
+    scores = scores.clone().requires_grad_()
+    exact_scores = scores.detach().double().requires_grad_()
+    found, expected = mapping(scores), reference(exact_scores)
+    torch.testing.assert_close(dense(found, scores.shape[1]).double(), expected, atol=tolerance, rtol=0)
+    probs, messages = found.probs.detach().t(), found.messages.t()
+    assert (probs[:, :-1] >= probs[:, 1:]).all()
+    assert (probs[:, -1] > 0).any()
+    same = (probs[:, :-1] == probs[:, 1:]) & (probs[:, 1:] > 0)
+    assert (messages[:, :-1] < messages[:, 1:])[same].all()
+    assert torch.equal(torch.where(probs > 0, messages, messages[:, :1]), messages)
+    values = torch.randn(scores.shape[1], dtype=torch.float64)
+    (grad,) = torch.autograd.grad((found.probs.double() * values[found.messages]).sum(), scores)
+    (exact,) = torch.autograd.grad((expected * values).sum(), exact_scores)
+    assert grad.dtype == scores.dtype
+    torch.testing.assert_close(grad.double(), exact, atol=max(100 * tolerance, torch.finfo(grad.dtype).eps), rtol=0.01)
+
+
+@of_large_vocabularies
+@pytest.mark.parametrize("vocab_size", [257, 300, 1000, 5000])
+@pytest.mark.parametrize("scale", [0.03, 0.3, 3.0])
+def test_large_vocabularies(mapping, reference, vocab_size, scale):
+    scores = scale * torch.randn(5, vocab_size, dtype=torch.float64)
+    scores[0, -1] = scores[0].max() + scale  # in the last block, which may be a short one
+    scores[1] = scores[1].sort().values  # the best symbols are in one block
+    check_with_reference(scores, mapping, reference, 1e-10)
+    check_with_reference(scores.float(), mapping, reference, 2e-5)
+    check_with_reference(scores.t().contiguous().t(), mapping, reference, 1e-10)
+
+
+@of_large_vocabularies
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_vocabularies_in_half_precision(mapping, reference, dtype):
+    scores = torch.randn(4, 3000).to(dtype)  # with many ties
+    assert len(scores[0].unique()) < 2900
+    check_with_reference(scores, mapping, reference, 2e-5)
+
+
+@of_large_vocabularies
+@pytest.mark.parametrize("vocab_size", [257, 1024])
+def test_ties_in_large_vocabularies(mapping, reference, vocab_size):
+    scores = torch.randn(4, vocab_size).round()
+    check_with_reference(scores, mapping, reference, 2e-5)
+    scores = torch.zeros(3, vocab_size)
+    check_with_reference(scores, mapping, reference, 2e-5)
+    assert torch.equal(mapping(scores).messages, torch.arange(vocab_size)[:, None].expand(vocab_size, 3))
+    scores[1:, 7] = 1e4  # the support of one example is everything, that of the others one symbol
+    check_with_reference(scores, mapping, reference, 2e-5)
+
+
+@of_large_vocabularies
+def test_large_scores_of_large_vocabularies(mapping, reference):
+    """The differences of scores are exact, while a threshold below the largest score is rounded to it."""
+    scores = 8 * torch.randint(0, 3, (3, 600)) + 1e8
+    check_with_reference(scores, mapping, lambda x: reference(x - x.detach().amax(1, keepdim=True)), 2e-5)
+
+
+@of_large_vocabularies
+@pytest.mark.parametrize("temperature", [0.01, 0.7, 20.0])
+def test_temperature(mapping, reference, temperature):
+    for vocab_size in (9, 700):
+        scores = torch.randn(3, vocab_size)
+        for divisor in (temperature, torch.tensor(temperature)):
+            check_with_reference(scores, lambda x, t=divisor: mapping(x, t), lambda x: reference(x / temperature), 2e-5)
+
+
+@of_large_vocabularies
+def test_one_or_no_example_of_a_large_vocabulary(mapping, reference):
+    check_with_reference(torch.randn(1, 900), mapping, reference, 2e-5)
+    scores = torch.zeros(0, 900, requires_grad=True)
+    empty = mapping(scores)
+    assert empty.probs.shape == empty.messages.shape == (1, 0)
+    (grad,) = torch.autograd.grad(empty.probs.sum(), scores)
+    assert grad.shape == (0, 900)
+
+
+@of_large_vocabularies
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_refuses_scores_of_large_vocabularies_that_are_not_finite(mapping, reference, bad):
+    for symbol in (0, 500, 1022):
+        scores = torch.randn(3, 1023)
+        scores[1, symbol] = bad
+        with pytest.raises(ValueError, match=r"scores.*1 of 3069"):
+            mapping(scores)
+
+
+@pytest.mark.parametrize("mapping", [sparsemax, entmax15, lambda x: entmax(x, 1.3)])
+def test_gradients_of_large_vocabularies(mapping):
+    scores = torch.randn(2, 270, dtype=torch.float64, requires_grad=True)
+    assert mapping(scores).support_size.max() < 135
+    weights = torch.randn(270, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: dense(mapping(x), 270) @ weights, (scores,), atol=1e-4)
+    assert torch.autograd.gradgradcheck(
+        lambda x: (dense(mapping(x), 270).pow(2) @ weights).cos(), (scores,), atol=1e-4, fast_mode=True
+    )
+
+
+def test_gradients_of_a_learned_alpha_and_of_the_temperature():
+    scores = torch.randn(2, 400, dtype=torch.float64, requires_grad=True)
+    numbers = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (1.6, 0.8)]
+    weights = torch.randn(400, dtype=torch.float64)
+    alone = lambda alpha, temperature: dense(entmax(scores.detach(), alpha, temperature), 400) @ weights  # noqa: E731
+    assert torch.autograd.gradcheck(alone, numbers, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan])
+def test_refuses_temperatures_not_above_0(temperature):
+    for mapping in (softmax, sparsemax, entmax15, lambda x, t: entmax(x, 1.3, t)):
+        with pytest.raises(ValueError, match=r"temperature.*above 0"):
+            mapping(torch.zeros(2, 3), temperature)
+
+
+def test_refuses_alpha_not_above_1_for_large_vocabularies():
+    for alpha in (torch.tensor(1.0), torch.tensor([[1.5], [0.9]]), torch.tensor(math.nan)):
+        with pytest.raises(ValueError, match=r"alpha.*above 1"):
+            entmax(torch.randn(2, 600), alpha)
 
 
 @pytest.mark.gpu
