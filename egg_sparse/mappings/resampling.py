@@ -45,16 +45,18 @@ def inclusion_probabilities(probs: torch.Tensor, max_support: int) -> torch.Tens
         >>> inclusion_probabilities(torch.tensor([[0.5], [0.25], [0.125], [0.125]]), 3).flatten().tolist()
         [1.0, 1.0, 0.5, 0.5]
     """
-    p = widen(probs)
-    rows = torch.arange(len(p), device=p.device, dtype=p.dtype)[:, None]
-    rest = p.flip(0).cumsum(0).flip(0)
+    top = widen(probs[:max_support])  # no others are kept with certainty
+    rows = torch.arange(len(top), device=top.device, dtype=top.dtype)[:, None]
+    rest = top.flip(0).cumsum(0).flip(0) + probs[max_support:].sum(0, dtype=top.dtype)
     # If the first k messages are kept, c is (K - k) / rest_k. As many are kept as the smallest k with c p_k < 1.
-    scale = (max_support - rows).clamp(min=0) / torch.where(rest > 0, rest, 1)
-    drawn = (scale * p < 1) & (rows < max_support)
+    scales = (max_support - rows) / torch.where(rest > 0, rest, 1)
+    drawn = scales * top < 1
     kept = torch.where(drawn.any(0), drawn.long().argmax(0), max_support)
-    scale = scale.gather(0, kept.clamp(max=len(p) - 1)[None])
-    q = torch.where(rows < kept, 1.0, (scale * p).clamp(max=1))
-    return torch.where((p > 0).sum(0) <= max_support, (p > 0).to(p.dtype), q)
+    scale = torch.where(kept < max_support, scales.gather(0, kept.clamp(max=len(top) - 1)[None]), 0)
+    q = (scale * probs).clamp_(max=1)
+    within_bound = (probs[max_support : max_support + 1] == 0).all(0)
+    q[:max_support] = torch.where(within_bound, (top > 0).to(top), torch.where(rows < kept, 1.0, q[:max_support]))
+    return q
 
 
 @torch.no_grad()
