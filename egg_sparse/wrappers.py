@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
@@ -302,7 +301,9 @@ class SparsemaxWrapper(SparseWrapper):
             distribution = getattr(categorical, self.normalizer)(scores, temperature)
         if self.message_format == "index":
             return distribution
-        one_hot = F.one_hot(distribution.messages, scores.shape[1]).to(message_type(scores))
+        symbols = distribution.messages[:, :, None]
+        one_hot = scores.new_zeros(*symbols.shape[:2], scores.shape[1], dtype=message_type(scores))
+        one_hot.scatter_(2, symbols, 1)  # without the integers of F.one_hot, which are twice as large
         return SparseDistribution(one_hot, distribution.probs, distribution.vocab_size, validate_args=False)
 
 
