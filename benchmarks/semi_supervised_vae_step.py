@@ -100,7 +100,7 @@ class Zoo:
 
     def __init__(self, opts: argparse.Namespace, game: SemiSupervisedGame, split: data.Split) -> None:
         loader = data.SemiSupervisedLoader(split.unlabeled, split.labeled, BATCH, seed=1)
-        optimizer = training.build_optimizer(opts, game.parameters(), lr=0.0, fused=True)
+        optimizer = training.build_optimizer(opts, game.parameters(), lr=0.0)
         guard = faults.FaultGuard(game, optimizer, 1, len(loader))
         trainer = host.core.Trainer(game=game, optimizer=optimizer, train_data=loader, callbacks=[guard])
         self.epoch = trainer.train_epoch

@@ -80,22 +80,21 @@ def quiet_logging() -> dict[str, Any]:
 
 
 def build_optimizer(
-    opts: argparse.Namespace, parameters: Iterable[nn.Parameter], lr: float | None = None, fused: bool = False
+    opts: argparse.Namespace, parameters: Iterable[nn.Parameter], lr: float | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of ``--optimizer``.
+    """The optimizer of ``--optimizer``; Adam's step is one kernel, unless a gradient scaler is to skip steps.
 
     Args:
         opts: all options.
         parameters: the parameters to optimize.
         lr: the learning rate; ``--lr`` if None.
-        fused: whether Adam's step is one kernel, which is faster on a CPU, and rounds differently.
     """
     optimizer = core.build_optimizer(parameters)
     for group in optimizer.param_groups:
         group["weight_decay"] = opts.weight_decay
         if lr is not None:
             group["lr"] = lr
-        if fused and isinstance(optimizer, torch.optim.Adam) and not opts.fp16:
+        if isinstance(optimizer, torch.optim.Adam) and not opts.fp16:
             group["fused"] = True
     return optimizer
 
@@ -153,7 +152,6 @@ def train(
     experiment: str,
     callbacks: Iterable[Any] = (),
     shown: tuple[str, ...] = ("acc", "loss", "support", "sender_entropy"),
-    fused: bool = True,
 ) -> Run | None:
     """Trains a game, and fills the run folder.
 
@@ -167,7 +165,6 @@ def train(
         experiment: the name of the folder of runs of one kind.
         callbacks: the EGG callbacks of this experiment.
         shown: the metrics beside the progress bar.
-        fused: see :func:`build_optimizer`.
 
     Returns:
         The run; None in processes other than the leading one.
@@ -179,7 +176,7 @@ def train(
     if opts.distributed_context.is_leader:
         run = _begin(opts, experiment, checkpoint.epoch if checkpoint else 0, complete)
     if not complete:
-        _train(opts, game, train_data, validation_data, callbacks, shown, fused, run)
+        _train(opts, game, train_data, validation_data, callbacks, shown, run)
     elif run:
         print(
             f"# nothing is left to train: {opts.load_from_checkpoint} has been trained for {opts.n_epochs} epochs",
@@ -232,10 +229,9 @@ def _train(
     validation_data: Iterable,
     callbacks: Iterable[Any],
     shown: tuple[str, ...],
-    fused: bool,
     run: Run | None,
 ) -> None:
-    optimizer = build_optimizer(opts, game.parameters(), fused=fused)
+    optimizer = build_optimizer(opts, game.parameters())
     schedule = build_schedule(opts, optimizer)
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     metrics = MetricsWriter(run.folder / run_folder.METRICS_FILE if run else None)

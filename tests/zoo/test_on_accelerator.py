@@ -119,7 +119,7 @@ def train(opts, game, batches, device, accelerator):
     """Losses of some steps with the optimizer that a Trainer is given, before it moves the game; and of the last step
     where it waits, and where it copies to the device.
     """
-    optimizer = training.build_optimizer(opts, game.parameters(), fused=True)
+    optimizer = training.build_optimizer(opts, game.parameters())
     guard = faults.FaultGuard(game, optimizer, opts.random_seed, len(batches))
     game.to(device).train()
     torch.manual_seed(5)

@@ -107,7 +107,7 @@ def warm_start(opts: argparse.Namespace, game: SemiSupervisedGame, split: data.S
     part = training.part_of_batch(opts)
     loader = data.SemiSupervisedLoader(split.labeled, None, opts.batch_size, opts.random_seed, part=part)
     agents = [*game.classifier.parameters(), *game.vae.parameters()]
-    optimizer = training.build_optimizer(opts, agents, opts.warm_start_lr, fused=True)
+    optimizer = training.build_optimizer(opts, agents, opts.warm_start_lr)
     kept = {name: getattr(opts, name) for name in ("checkpoint_dir", "preemptable", "tensorboard")}
     for name, off in (("checkpoint_dir", None), ("preemptable", False), ("tensorboard", False)):
         setattr(opts, name, off)

@@ -295,7 +295,7 @@ def train(
         training.ValidationAsTrained(expected_success),
         *method.callbacks(opts, game.sender, opts.batches_per_epoch),
     ]
-    return training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", callbacks, fused=False)
+    return training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", callbacks)
 
 
 def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
