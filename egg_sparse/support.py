@@ -37,6 +37,8 @@ from egg_sparse.distribution import SparseDistribution
 
 #: A function from the number of training steps so far to the least mean support.
 Floor = Callable[[int], float]
+#: A zero-dimensional tensor on a device, or a number on the CPU, where Python computes in a fraction of the time.
+Number = Any
 
 _FIRST_SUPPORT = 64.0
 _LARGEST_SHARE = 0.9  # the part of all messages that bounds the first support and every floor
@@ -210,7 +212,7 @@ class SupportControl(nn.Module):
         #: the share of examples whose most probable message is not that of the first one; NaN before the first step
         self.register_buffer("variety", torch.tensor(math.nan))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self._least_pressure: torch.Tensor | float = 0.0  # in the last step
+        self._least_pressure: Number = 0.0  # in the last step
         # copies on the host; None if they must be read from the buffers
         self._steps: int | None = 0
         self._calibrated: bool | None = first is not None
@@ -251,7 +253,7 @@ class SupportControl(nn.Module):
         target = max(1.0, min(_FIRST_SUPPORT, _LARGEST_SHARE * largest))
 
         def is_enough(temperature: float) -> bool:
-            return float(_mean(support_at(temperature).to(self.fall))) >= target
+            return float(_mean(support_at(temperature))) >= target
 
         low = high = 1.0
         if is_enough(1.0):
@@ -270,7 +272,7 @@ class SupportControl(nn.Module):
         self.temperature.fill_(high)
         self._calibrated = True
 
-    def _log_floor(self, largest: int) -> torch.Tensor:
+    def _log_floor(self, largest: int, fall: Number) -> Number:
         """The logarithm of the least mean support of this step."""
         if self._steps is None:
             self._steps = int(self.step)
@@ -278,11 +280,12 @@ class SupportControl(nn.Module):
         if isinstance(self.floor, FollowLoss):
             start = min(16.0, math.sqrt(largest)) if self.floor.start is None else self.floor.start
             begin, end = (min(math.log(size), most) for size in (start, self.floor.end))
-            return (begin + self.fall).clamp(min=end)
+            return _library(fall).clip(begin + fall, end, None)
         size = self.floor(self._steps)
         if not 1 <= size < math.inf:
             raise ValueError(f"the floor of the support must be a number of at least 1, got {size} at {self._steps}")
-        return torch.full_like(self.fall, min(math.log(size), most))
+        log_floor = min(math.log(size), most)
+        return torch.full_like(self.fall, log_floor) if isinstance(fall, torch.Tensor) else log_floor
 
     @torch.no_grad()
     def observe(self, distribution: SparseDistribution, largest: int) -> None:
@@ -292,40 +295,52 @@ class SupportControl(nn.Module):
             distribution: the distribution that the sender sent.
             largest: the largest number of messages that it could have sent.
         """
-        log_floor = self._log_floor(largest)
-        variety = _mean(_differs_from_first(distribution.mode).to(self.fall))
-        variety = torch.where(self.variety.isnan(), variety, self.variety + (variety - self.variety) / _FAST)
-        self.variety.copy_(variety)
-        weight = (variety / _ENOUGH_VARIETY).clamp(max=1)
-        shortfall = log_floor - _mean(distribution.support_size.to(self.fall)).log()
-        self._least_pressure = weight * (1 - (-log_floor).exp())
-        self._least_pressure *= (_PRESSED_ABOVE * shortfall.exp()).clamp(max=1)
-        change = (_TEMPERATURE_GAIN * shortfall).clamp(_FASTEST_FALL, _FASTEST_RISE).exp()
-        changed = (self.temperature * change).clamp(max=_LARGEST_TEMPERATURE)
-        self.temperature.copy_(torch.maximum(changed, self.first.clamp(max=1)))
-        self.pressure.copy_((self.pressure + _PRESSURE_GAIN * shortfall).clamp(0, _LARGEST_PRESSURE))
+        first, temperature, pressure, fall, before = map(
+            _number, (self.first, self.temperature, self.pressure, self.fall, self.variety)
+        )
+        lib = _library(fall)
+        log_floor = self._log_floor(largest, fall)
+        variety = _mean(_differs_from_first(distribution.mode))
+        variety = lib.where(lib.isnan(before), variety, before + (variety - before) / _FAST)
+        weight = lib.clip(variety / _ENOUGH_VARIETY, None, 1)
+        shortfall = log_floor - lib.log(_mean(distribution.support_size))
+        least = weight * (1 - lib.exp(-log_floor))
+        self._least_pressure = least * lib.clip(_PRESSED_ABOVE * lib.exp(shortfall), None, 1)
+        change = lib.exp(lib.clip(_TEMPERATURE_GAIN * shortfall, _FASTEST_FALL, _FASTEST_RISE))
+        changed = lib.clip(temperature * change, lib.clip(first, None, 1), None)
+        self.variety.fill_(variety)
+        self.temperature.fill_(lib.clip(changed, None, _LARGEST_TEMPERATURE))
+        self.pressure.fill_(lib.clip(pressure + _PRESSURE_GAIN * shortfall, 0, _LARGEST_PRESSURE))
         if isinstance(self.floor, FollowLoss):
-            fast, slow, deviation = self.averages
-            falling = torch.nan_to_num((slow - fast) / deviation.clamp(min=1e-12))
-            stalled = torch.sigmoid(4 * (_STILL_FALLING - falling))
-            stalled = torch.where(fast.isnan(), 1.0, stalled)
+            fast, slow, deviation = _number(self.averages)
+            falling = lib.nan_to_num((slow - fast) / lib.clip(deviation, 1e-12, None))
+            stalled = (1 + lib.tanh(2 * (_STILL_FALLING - falling))) / 2
+            stalled = lib.where(lib.isnan(fast), 1.0, stalled)
             pace = (_LEAST_PACE + (1 - _LEAST_PACE) * stalled) * (_SLOWEST_PACE + (1 - _SLOWEST_PACE) * weight)
-            self.fall -= pace / self.floor.pace
-        self.step += 1
+            self.fall.fill_(fall - pace / self.floor.pace)
+        self.step.add_(1)
         self._steps = 1 + (self._steps or 0)
 
     @torch.no_grad()
     def follow(self, losses: torch.Tensor) -> None:
-        """Updates the averages of the loss with the losses ``(B,)`` of a training step in all processes."""
-        loss = _mean(losses.to(self.fall))
-        fast, slow, deviation = self.averages
-        first = fast.isnan()
-        fast = torch.where(first, loss, fast + (loss - fast) / _FAST)
-        slow = torch.where(first, loss, slow + (loss - slow) / _SLOW)
-        deviation = torch.where(first, loss.abs() / 10, deviation + ((loss - fast).abs() - deviation) / _SLOW)
-        self.averages.copy_(torch.where(loss.isfinite(), torch.stack((fast, slow, deviation)), self.averages))
+        """Updates the averages of the loss with the losses ``(B,)`` of a training step in all processes.
 
-    def entropy_coefficient(self, spread: torch.Tensor, of_actions: bool = False) -> torch.Tensor:
+        Only a floor that follows the loss needs them: with any other they stay as they are.
+        """
+        if not isinstance(self.floor, FollowLoss):
+            return
+        loss = _mean(losses)
+        lib = _library(loss)
+        fast, slow, deviation = before = _number(self.averages)
+        is_first = lib.isnan(fast)
+        fast = lib.where(is_first, loss, fast + (loss - fast) / _FAST)
+        slow = lib.where(is_first, loss, slow + (loss - slow) / _SLOW)
+        deviation = lib.where(is_first, abs(loss) / 10, deviation + (abs(loss - fast) - deviation) / _SLOW)
+        is_finite = lib.isfinite(loss)
+        for kept, old, new in zip(self.averages, before, (fast, slow, deviation), strict=True):
+            kept.fill_(lib.where(is_finite, new, old))
+
+    def entropy_coefficient(self, spread: torch.Tensor, of_actions: bool = False) -> torch.Tensor | float:
         """The pressure in units of the loss: the product of the pressure and the mean spread in all processes.
 
         Args:
@@ -333,8 +348,39 @@ class SupportControl(nn.Module):
             of_actions: whether the receiver acts, so that its random actions cause most of the spread. If so, the
                 pressure is v, which acts only while the support is below the floor; if not, it is u.
         """
-        pressure = self.pressure if of_actions else self.pressure.clamp(min=self._least_pressure)
-        return pressure * _mean(spread.to(self.pressure))
+        pressure = _number(self.pressure)
+        if not of_actions:
+            pressure = _library(pressure).clip(pressure, self._least_pressure, None)
+        return pressure * _mean(spread)
+
+
+def _number(tensor: torch.Tensor) -> Number:
+    """A tensor of the CPU as a number, or as a list of numbers; a tensor of another device as it is."""
+    return tensor.tolist() if tensor.device.type == "cpu" else tensor
+
+
+class _Python:
+    """What is used of PyTorch's functions here, for numbers."""
+
+    exp, log, tanh, isnan, isfinite = math.exp, math.log, math.tanh, math.isnan, math.isfinite
+
+    @staticmethod
+    def where(condition: bool, x: float, y: float) -> float:
+        return x if condition else y
+
+    @staticmethod
+    def clip(x: float, least: float | None, largest: float | None) -> float:
+        x = x if least is None else max(x, least)
+        return x if largest is None else min(x, largest)
+
+    @staticmethod
+    def nan_to_num(x: float) -> float:
+        return 0.0 if math.isnan(x) else x
+
+
+def _library(number: Number) -> Any:
+    """The functions for a number: PyTorch's for a tensor."""
+    return torch if isinstance(number, torch.Tensor) else _Python
 
 
 def _differs_from_first(messages: torch.Tensor) -> torch.Tensor:
@@ -342,12 +388,14 @@ def _differs_from_first(messages: torch.Tensor) -> torch.Tensor:
 
     True for a single example, which cannot be compared.
     """
-    if len(messages) == 1 and not _has_several_processes():
-        return torch.ones(1, dtype=torch.bool, device=messages.device)
-    first = messages[:1].clone()
+    first = messages[:1]
     if _has_several_processes():
+        first = first.clone()
         torch.distributed.broadcast(first, 0)
-    return (messages != first).reshape(len(messages), -1).any(1)
+    elif len(messages) == 1:
+        return torch.ones(1, dtype=torch.bool, device=messages.device)
+    differs = messages != first
+    return differs if differs.dim() == 1 else differs.any(1)
 
 
 def _has_several_processes() -> bool:
@@ -355,10 +403,11 @@ def _has_several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean of the values ``(B,)`` over all processes."""
+def _mean(values: torch.Tensor) -> Number:
+    """The mean of the values ``(B,)`` over all processes, in float32."""
+    values = values.detach().float()
     if not _has_several_processes():
-        return values.mean()
+        return _number(values.mean())
     total = torch.stack((values.sum(), torch.full_like(values.sum(), len(values))))
     torch.distributed.all_reduce(total)
-    return total[0] / total[1]
+    return _number(total[0] / total[1])

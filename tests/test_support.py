@@ -91,6 +91,32 @@ def test_losses_that_are_not_finite_are_left_out():
     assert torch.equal(control.averages, before)
 
 
+@pytest.mark.parametrize("floor", [Geometric(over=20, start=8, end=1.5), FollowLoss(start=9, pace=5)])
+def test_numbers_of_the_cpu_and_tensors_of_a_device_agree(accelerator, floor):
+    on_cpu, on_device = (SupportControl(floor, first=0.7) for _ in range(2))
+    on_device.to(accelerator.device)
+    for step in range(30):
+        distribution = of_sizes(*torch.randint(1, 10, (6,)).tolist())
+        losses, spread = 3 / (1 + step) + torch.rand(6), torch.rand(6)
+        if step == 7:
+            losses[2] = math.inf
+        distribution.messages[0, ::2] += 1
+        there = distribution.to(accelerator.device)
+        on_cpu.observe(distribution, 100)
+        on_cpu.follow(losses)
+        with accelerator.count() as counted:
+            on_device.observe(there, 100)
+            on_device.follow(losses.to(accelerator.device))
+        assert counted.synchronizations == []
+        for of_actions in (False, True):
+            found = on_device.entropy_coefficient(spread.to(accelerator.device), of_actions)
+            assert accelerator.host(found) == pytest.approx(on_cpu.entropy_coefficient(spread, of_actions), rel=1e-4)
+    for name, value in on_device.state_dict().items():
+        torch.testing.assert_close(
+            accelerator.host(value), on_cpu.state_dict()[name], rtol=1e-4, atol=1e-5, equal_nan=True
+        )
+
+
 WRAPPERS = {
     "symbols": lambda agent, **options: SparsemaxWrapper(agent, **options),
     "one-hot": lambda agent, **options: SparsemaxWrapper(agent, message_format="one_hot", **options),
