@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -151,7 +152,7 @@ class SparseDistribution(Distribution):
             return constraints.integer_interval(0, self.vocab_size - 1)
         return constraints.nonnegative_integer
 
-    @property
+    @functools.cached_property
     def mask(self) -> torch.Tensor:
         """``(K, B)`` bool: True in the support, False in the padding."""
         return self.probs > 0

@@ -42,11 +42,20 @@ _COLLAPSED_SUPPORT, _LEAST_CHANGE = 1.01, 0.01
 
 @dataclass
 class SupportMonitor:
-    """Sums over the last training steps of a sender, and the loss of the first of them."""
+    """Sums over the last training steps of a sender, and the loss of the first of them.
+
+    Attributes:
+        steps: the number of these steps.
+        support: the sum of the mean supports.
+        least: the least value that this sum can have, from the largest supports.
+        loss: the loss of the first step.
+        warned: whether a warning has been given.
+    """
 
     steps: int = 0
-    support: torch.Tensor | None = None
-    loss: torch.Tensor | None = None
+    support: Any = 0.0
+    least: float = 0.0
+    loss: Any = 0.0
     warned: bool = False
 
 
@@ -111,15 +120,18 @@ class _MarginalGame(OneMessageGame):
         expect = of_first_row(bounded) if greedy else bounded.expectation
 
         losses = expect(outcome.loss)
-        others_loss = _mean_of_others(losses.detach())
+        if bounded.ratios is not None or outcome.acts:
+            others_loss = _mean_of_others(losses.detach())
         if bounded.ratios is not None:
             losses = losses + others_loss * (1 - bounded.weights.sum(0))
-        sender_entropy = distribution.entropy()
-        optimized_loss = losses.mean() - self.sender_entropy_coeff * sender_entropy.mean()
+        sender_entropy, support = distribution.entropy(), distribution.support_size.to(losses.dtype)
+        optimized_loss = losses.mean()
+        if self.sender_entropy_coeff:
+            optimized_loss = optimized_loss - self.sender_entropy_coeff * sender_entropy.mean()
         if log_prob is not None:
             optimized_loss = optimized_loss + score_of_sample(bounded, log_prob, outcome.loss).mean()
         if self.training:
-            self._monitor_support(sender, distribution, losses)
+            self._monitor_support(sender, support, len(distribution.probs), losses)
         if distribution.control is not None:
             distribution.control.follow(losses)
             coefficient = distribution.control.entropy_coefficient(_spread(bounded, outcome.loss), outcome.acts)
@@ -134,10 +146,10 @@ class _MarginalGame(OneMessageGame):
                 optimized_loss = optimized_loss + torch.where(bounded.mask, policy_loss, 0).sum(0).mean()
             metrics["receiver_entropy"] = receiver_entropy
         metrics["sender_entropy"] = sender_entropy
-        metrics["support"] = distribution.support_size.to(losses.dtype)
+        metrics["support"] = support
         if not greedy:
             metrics["receiver_calls"] = outcome.receiver_calls.to(losses.dtype)
-        metrics["exact"] = (distribution.support_size <= (self.max_support or math.inf)).to(losses.dtype)
+        metrics["exact"] = (support <= (self.max_support or math.inf)).to(losses.dtype)
         return optimized_loss, self._interaction(
             bounded.mode, call, outcome, losses, expected_metrics(outcome, expect), metrics
         )
@@ -166,20 +178,33 @@ class _MarginalGame(OneMessageGame):
             return resample(distribution, self.max_support), None
         return sum_and_sample(distribution, self.max_support)
 
-    def _monitor_support(self, sender: Callable, distribution: SparseDistribution, losses: torch.Tensor) -> None:
-        """Warns once if a sender's mean support stays at a single message while the loss still changes."""
+    def _monitor_support(self, sender: Callable, support: torch.Tensor, largest: int, losses: torch.Tensor) -> None:
+        """Warns once if a sender's mean support stays at a single message while the loss still changes.
+
+        Args:
+            sender: the sender.
+            support: the support of every example.
+            largest: the largest one. It shows without a computation that the mean support is above a single message.
+            losses: the loss of every example.
+        """
         monitor = self._support_monitors[sender]
         if monitor.warned:
             return
-        loss, support = losses.detach().mean(), distribution.support_size.to(losses.dtype).mean()
-        if monitor.support is None or monitor.loss is None:
-            monitor.steps, monitor.support, monitor.loss = 0, torch.zeros_like(support), loss
+        if monitor.steps == 0:
+            monitor.support, monitor.least, monitor.loss = torch.zeros_like(support[0]), 0.0, losses.detach().mean()
         monitor.steps += 1
-        monitor.support = monitor.support + support
-        if monitor.steps < _MONITORED_STEPS:
+        monitor.least += 1 + (largest - 1) / len(support)
+        is_last = monitor.steps == _MONITORED_STEPS
+        may_have_collapsed = monitor.least < _COLLAPSED_SUPPORT * _MONITORED_STEPS - (_MONITORED_STEPS - monitor.steps)
+        if may_have_collapsed:
+            monitor.support = monitor.support + support.mean()
+        if not is_last:
             return
-        mean_support, before, now = torch.stack((monitor.support / monitor.steps, monitor.loss, loss)).tolist()
-        monitor.support = None
+        monitor.steps = 0
+        if not may_have_collapsed:
+            return
+        now = losses.detach().mean()
+        mean_support, before, now = torch.stack((monitor.support / _MONITORED_STEPS, monitor.loss, now)).tolist()
         if mean_support < _COLLAPSED_SUPPORT and abs(now - before) > _LEAST_CHANGE * abs(before):
             monitor.warned = True
             warnings.warn(
