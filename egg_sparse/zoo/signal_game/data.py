@@ -47,15 +47,20 @@ class SignalData:
 def distinct_integers(rng: np.random.Generator, below: np.ndarray, count: int) -> np.ndarray:
     """``count`` distinct integers per row, in random order, uniform over those below ``below`` (B,); (B, count).
 
-    Floyd's sampling, for all rows at once: the cost does not depend on how many integers there are.
+    Floyd's sampling, for all rows at once: the cost does not depend on how many integers there are. Rows without a
+    repetition among the first draws are left as they are.
 
     Source: Bentley and Floyd, "A Sample of Brilliance" (Communications of the ACM, 1987).
     """
-    chosen = np.full((len(below), count), -1)
-    for position in range(count):
-        last = below - count + position
-        drawn = rng.integers(0, last + 1)
-        chosen[:, position] = np.where((chosen == drawn[:, None]).any(1), last, drawn)
+    last = below[:, None] - count + np.arange(count)
+    chosen = rng.integers(0, last.T + 1).T.copy()
+    in_order = np.sort(chosen, axis=1)
+    repeats = np.flatnonzero((in_order[:, 1:] == in_order[:, :-1]).any(1))
+    some, last = chosen[repeats], last[repeats]
+    for position in range(1, count):
+        repeated = (some[:, :position] == some[:, position, None]).any(1)
+        some[:, position] = np.where(repeated, last[:, position], some[:, position])
+    chosen[repeats] = some
     return rng.permuted(chosen, axis=1)
 
 
@@ -126,10 +131,13 @@ class GameLoader(EpochLoader):
             chosen = starts[concepts] + rng.integers(counts[concepts])
         order = rng.permuted(np.tile(np.arange(self.game_size), (self.batch_size, 1)), axis=1)
         chosen, order = part_of(chosen, self.part), part_of(order, self.part)
-        for_sender = torch.from_numpy(chosen.T.copy())
-        for_receiver = torch.from_numpy(np.take_along_axis(chosen, order, axis=1).T.copy())
-        features = self.images.features
-        return features[for_sender], torch.from_numpy((order == 0).argmax(1)), features[for_receiver]
+        for_receiver = np.take_along_axis(chosen, order, axis=1)
+        return self._features(chosen), torch.from_numpy((order == 0).argmax(1)), self._features(for_receiver)
+
+    def _features(self, chosen: np.ndarray) -> torch.Tensor:
+        """The images ``(game_size, B, n_features)`` of games ``(B, game_size)``."""
+        features = self.images.features.index_select(0, torch.from_numpy(chosen.T.flatten()))
+        return features.view(*chosen.T.shape, features.shape[1])
 
 
 def load(source: str, root: str | None, data_root: str, same: bool, standardize: bool = True) -> SignalData:

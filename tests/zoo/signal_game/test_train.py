@@ -54,6 +54,13 @@ class TestData:
         assert ((drawn >= 0) & (drawn < below[:, None])).all()
         assert all(len(set(row)) == count for row in drawn)
 
+        rng, by_hand = np.random.default_rng(seed), [[] for _ in below]
+        for last in range(count):
+            for row, limit in zip(by_hand, below, strict=True):
+                integer = int(rng.integers(0, limit - count + last + 1))
+                row.append(limit - count + last if integer in row else integer)
+        assert (drawn == rng.permuted(np.array(by_hand), axis=1)).all(), "batches of a seed stay what they were"
+
     def test_distinct_integers_are_uniform_also_by_position(self):
         drawn = data.distinct_integers(np.random.default_rng(0), np.full(60_000, 5), 3)
         for position in range(3):
