@@ -6,11 +6,13 @@ Inside of :func:`emulated` PyTorch behaves as if there were a GPU, as far as a p
   backward, under ``torch.func.vmap``, ``torch.autocast`` and checkpointing. Random numbers are those of the CPU.
 - An operation that mixes such a tensor with one on the CPU fails. What CUDA allows is allowed: zero-dimensional CPU
   tensors where values are combined element by element, and CPU tensors as indices, which are a copy to the device.
-- Where CUDA makes the program wait for the device, that is counted, and so are copies to the device.
+- Where CUDA makes the program wait for the device, that is counted, and so are copies to and from the device.
 
 These synchronise, once each if not said otherwise:
 
-- ``item``, ``tolist``, ``bool``, ``int``, ``float`` of a tensor, ``cpu()``, ``to("cpu")``, and copies into CPU tensors
+- ``item``, ``tolist``, ``bool``, ``int``, ``float`` of a tensor, ``cpu()``, ``to("cpu")`` unless it has
+  ``non_blocking=True``, and copies into CPU tensors
+- ``torch.cuda.synchronize``, and ``synchronize`` of a stream, but not that of an event, which may be long past
 - ``nonzero``, ``argwhere``, ``where`` of a condition alone, ``masked_select``, and ``unique`` of any kind
 - indexing with boolean masks, once per mask, reading and writing, and again in the backward pass; but not writing a
   Python number, which is ``masked_fill``
@@ -47,16 +49,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("cuda", 0)
+NON_BLOCKING = "non-blocking copy"
 _PYTORCH = str(pathlib.Path(torch.__file__).parent)
 _META = torch.device("meta")
 
 
 @dataclass
 class Counted:
-    """Where the program waited for the device, and where it copied to it, as "file:line operation"."""
+    """Where the program waited for the device, and where it copied to it and from it, as "file:line operation"."""
 
     synchronizations: list[str] = field(default_factory=list)
     copies_to_device: list[str] = field(default_factory=list)
+    copies_to_host: list[str] = field(default_factory=list)
 
 
 class DeviceTensor(torch.Tensor):
@@ -163,9 +167,30 @@ def _set_random_state(state: torch.Tensor, *_: Any) -> None:
     torch.set_rng_state(state)
 
 
+def _synchronize(*_: Any) -> None:
+    _add("synchronize", synchronizations=1)
+
+
+class _Stream:
+    synchronize = staticmethod(_synchronize)
+
+
+class _Event:
+    """An event of a device that computes at once."""
+
+    def record(self, *_: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 _SUBSTITUTES = (
     (torch.cuda.amp.common, "amp_definitely_not_available", _false),
     (torch.cuda, "is_bf16_supported", _true),
+    (torch.cuda, "synchronize", _synchronize),
+    (torch.cuda, "current_stream", lambda *_: _Stream()),
+    (torch.cuda, "Event", _Event),
     (torch.cuda, "get_rng_state", _random_state),
     (torch.cuda, "set_rng_state", _set_random_state),
 )
@@ -197,6 +222,8 @@ class _Names(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _ANSWERS and _on_device(args[0]):
             return _ANSWERS[func](*args)
+        if func is torch.Tensor.pin_memory:
+            return args[0]  # where the CPU's memory is, makes no difference here
         if func is torch.Tensor.cuda:
             func, args, kwargs = torch.Tensor.to, (args[0], _META), {}
         args = tuple(_translated(x, func is torch.Tensor.to) for x in args)
@@ -385,7 +412,7 @@ _ONE_DRAW_SYNCHRONISES = tuple(int(part) for part in torch.__version__.split("."
 
 
 def _count(func: Any, name: str, args: tuple, kwargs: dict) -> None:
-    copies = synchronizations = 0
+    copies = synchronizations = copies_to_host = 0
     if name in _SYNCHRONISING:
         synchronizations = 1
     elif name == "repeat_interleave":
@@ -406,15 +433,25 @@ def _count(func: Any, name: str, args: tuple, kwargs: dict) -> None:
     elif name == "_to_copy":
         target, was_there = kwargs.get("device"), isinstance(args[0], DeviceTensor)
         copies = int(not was_there)
-        synchronizations = int(was_there and target is not None and target.type == "cpu")
+        copies_to_host = int(was_there and target is not None and target.type == "cpu")
+        if kwargs.get("non_blocking"):
+            name = NON_BLOCKING
+        else:
+            synchronizations = copies_to_host
     elif name in ("copy_", "copy"):
         to_device, from_device = (isinstance(x, DeviceTensor) for x in args[:2])
-        copies, synchronizations = int(to_device and not from_device), int(from_device and not to_device)
-    if synchronizations or copies:
+        copies, copies_to_host = int(to_device and not from_device), int(from_device and not to_device)
+        synchronizations = copies_to_host
+    _add(name, synchronizations, copies, copies_to_host)
+
+
+def _add(name: str, synchronizations: int = 0, copies_to_device: int = 0, copies_to_host: int = 0) -> None:
+    if synchronizations or copies_to_device or copies_to_host:
         place = _place(name)
         for counted in _COUNTING:
             counted.synchronizations.extend([place] * synchronizations)
-            counted.copies_to_device.extend([place] * copies)
+            counted.copies_to_device.extend([place] * copies_to_device)
+            counted.copies_to_host.extend([place] * copies_to_host)
 
 
 def _place(name: str) -> str:

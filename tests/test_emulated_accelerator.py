@@ -164,6 +164,8 @@ SYNCHRONISING = {
     "tolist": lambda x: x.tolist(),
     "tolist of a number": lambda x: x.sum().tolist(),
     "cpu": lambda x: x.cpu(),
+    "synchronize": lambda x: torch.cuda.synchronize(),
+    "stream": lambda x: torch.cuda.current_stream(x.device).synchronize(),
     "to cpu": lambda x: x.to("cpu", torch.float64),
     "copy_": lambda x: torch.empty(2, 3).copy_(x),
     "nonzero": lambda x: x.nonzero(as_tuple=True),
@@ -195,11 +197,14 @@ NOT_SYNCHRONISING = {
     "random": lambda x: (torch.randn_like(x), x.sigmoid().bernoulli(), F.dropout(x), x.softmax(1).multinomial(5, True)),
     "repeat_interleave": lambda x: x.repeat_interleave(torch.ones_like(x[:, 0]).long(), 0, output_size=2),
     "on the CPU": lambda x: (torch.ones(2).sum().item(), torch.ones(2).tolist(), torch.ones(2).nonzero()),
+    "non-blocking": lambda x: x.to("cpu", non_blocking=True),
+    "event": lambda x: (torch.cuda.Event().record(), torch.cuda.Event().synchronize()),
     "made there": lambda x: (torch.zeros(3, device=x.device), torch.full((), 2.0, device=x.device), x.new_ones(2)),
 }
 COPYING = {
     "to": lambda x: torch.ones(2).to(x.device),
     "cuda": lambda x: torch.ones(2).cuda(),
+    "pinned": lambda x: torch.ones(2).pin_memory().to(x.device, non_blocking=True),
     "tensor": lambda x: torch.tensor([1, 2], device="cuda"),
     "as_tensor": lambda x: torch.as_tensor(np.ones(2), device=x.device),
     "new_tensor": lambda x: x.new_tensor([1.0]),
@@ -219,6 +224,8 @@ def test_counts_each_synchronisation_once(accelerator, name):
     assert len(counted.synchronizations) == 1, counted
     assert counted.synchronizations[0].startswith("tests/test_emulated_accelerator.py:")
     assert counted.copies_to_device == []
+    by_copy = ("tolist", "tolist of a number", "mean by hand", "cpu", "to cpu", "copy_")
+    assert len(counted.copies_to_host) == (name in by_copy)
 
 
 @pytest.mark.parametrize("name", NOT_SYNCHRONISING)

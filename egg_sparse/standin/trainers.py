@@ -109,7 +109,10 @@ class Trainer:
     def _logged(self, interaction: Interaction) -> Interaction:
         if self.distributed_context.is_distributed and self.aggregate_interaction_logs:
             interaction = Interaction.gather_distributed_interactions(interaction)  # type: ignore[assignment]
-        return interaction.to("cpu")
+        interaction.to("cpu", non_blocking=True)
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # once for all tensors
+        return interaction
 
     def eval(self, data: Iterable | None = None) -> tuple[float, Interaction]:
         """Plays the validation data, or ``data``, in evaluation mode; returns the mean loss and all interactions."""
