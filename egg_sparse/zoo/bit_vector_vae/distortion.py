@@ -8,6 +8,7 @@ kept: that of the features, and that of W and b for every message, to be weighte
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -60,8 +61,9 @@ class _Distortion(torch.autograd.Function):
         parameters = torch.cat((weight, bias[:, None]), 1)
         # one product gives what the gradient needs and, with a row of ones, the sum over levels
         summands = torch.cat((weight.t(), weight.new_ones(1, n_levels)))
-        largest_score = 0.0
-        if n:
+        # scores are shifted where they may overflow; to find that out would make a GPU wait
+        largest_score = math.inf if features.is_cuda else 0.0
+        if n and not features.is_cuda:
             norms = features.square().sum(-1).amax() * weight.square().sum(-1).amax()
             largest_score = (norms.sqrt() + bias.abs().amax()).item()
         at_a_time = max(1, LOGITS_AT_A_TIME.get(features.device.type, 2**20) // (n_pixels * n_levels))
