@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 Part = tuple[int, int]
 """(i, n): the i-th of n processes, counted from 0, which share every batch."""
@@ -18,6 +19,40 @@ def part_of(batch: np.ndarray, part: Part) -> np.ndarray:
     """
     size = len(batch) // part[1]
     return batch[part[0] * size : (part[0] + 1) * size]
+
+
+class OnDevice:
+    """A loader whose batches are on a GPU before the Trainer asks for them, so that it does not wait for each tensor.
+
+    Tensors are copied from pinned memory, while the device still computes; one that a batch has twice is copied once.
+
+    Args:
+        loader: the loader.
+        device: the device.
+    """
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield self._moved(batch, {})
+
+    def _moved(self, part: Any, known: dict[int, torch.Tensor]) -> Any:
+        if isinstance(part, dict):
+            return {name: self._moved(value, known) for name, value in part.items()}
+        if isinstance(part, tuple):
+            return tuple(self._moved(value, known) for value in part)
+        if id(part) not in known:
+            known[id(part)] = part.pin_memory().to(self.device, non_blocking=True)
+        return known[id(part)]
 
 
 class EpochLoader:

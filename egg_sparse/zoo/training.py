@@ -20,6 +20,7 @@ from egg_sparse import host
 from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
 from egg_sparse.zoo import checkpoints, faults, plots, resume, run_folder
 from egg_sparse.zoo.cli import Terminated, ZooParser, number, path, require
+from egg_sparse.zoo.loaders import OnDevice
 
 core = host.core
 
@@ -231,6 +232,8 @@ def _train(
     shown: tuple[str, ...],
     run: Run | None,
 ) -> None:
+    if opts.device.type == "cuda":
+        train_data = OnDevice(train_data, opts.device)
     optimizer = build_optimizer(opts, game.parameters())
     schedule = build_schedule(opts, optimizer)
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]

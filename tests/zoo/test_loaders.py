@@ -6,7 +6,7 @@ import torch
 
 from egg_sparse.zoo import images
 from egg_sparse.zoo.bit_vector_vae.data import ImageLoader
-from egg_sparse.zoo.loaders import part_of
+from egg_sparse.zoo.loaders import OnDevice, part_of
 from egg_sparse.zoo.semi_supervised_vae.data import SemiSupervisedLoader
 from egg_sparse.zoo.signal_game.data import GameLoader, Images
 
@@ -56,6 +56,23 @@ def test_fixed_epochs_are_all_the_same(kind):
 
 def test_part_of_a_batch():
     assert part_of(np.arange(7), (1, 3)).tolist() == [2, 3]
+
+
+def test_batches_on_the_device(accelerator):
+    """The same values, in the same structure; a tensor that a batch has twice is one tensor there."""
+    batches = list(SemiSupervisedLoader(DIGITS, DIGITS.take(np.arange(7)), 8, seed=1))
+    loader = OnDevice(SemiSupervisedLoader(DIGITS, DIGITS.take(np.arange(7)), 8, seed=1), accelerator.device)
+    loader.set_epoch(1)
+    with accelerator.count() as counted:
+        there = list(loader)
+    assert len(loader) == len(there) == len(batches)
+    for (pixels, classes, again, labeled), expected in zip(there, batches, strict=True):
+        assert again is pixels
+        parts = [pixels, classes, *labeled.values()]
+        for found, wanted in zip(parts, [*expected[:2], *expected[3].values()], strict=True):
+            assert torch.equal(accelerator.host(found), wanted)
+    assert counted.synchronizations == []
+    assert len(counted.copies_to_device) == 4 * len(batches)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
