@@ -100,6 +100,18 @@ BODIES = {
     "attention, message as key": _simple(lambda _, m, c: F.scaled_dot_product_attention(c, m[:, None], m[:, None])),
     "multi-head attention": _mha(),
     "multi-head attention, masked": _mha(need_weights=False, attn_mask=torch.tensor([[False, True, False]])),
+    "multi-head attention, padded": lambda: Body(
+        lambda body, m, c: body.parts["attention"](
+            m.unsqueeze(1) * c, c, m.unsqueeze(1) + c, key_padding_mask=(c[:, :, 0] > 1e9), need_weights=False
+        )[0],
+        attention=nn.MultiheadAttention(FEATURES, 2, batch_first=True),
+    ),
+    "attention, causal": _simple(
+        lambda _, m, c: F.scaled_dot_product_attention(m[:, None] * c, c, m[:, None] + c, is_causal=True)
+    ),
+    "gather": _simple(
+        lambda body, m, c: c.flatten(1).gather(1, (m.detach() > 0).long() * 5 + 1) * m,
+    ),
     "self-attention": _simple(_self, attention=lambda: nn.MultiheadAttention(FEATURES, 2, batch_first=True)),
     "transformer decoder": _simple(
         lambda body, m, c: body.parts["layer"](m.unsqueeze(1), c),

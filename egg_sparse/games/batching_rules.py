@@ -266,14 +266,24 @@ def _attention(
     is_causal: bool = False,
     **options: Any,
 ) -> Any:
-    if not is_mapped(query) or _any_mapped(key, value, attn_mask) or is_causal:
+    if not _any_mapped(query, key, value) or is_mapped(attn_mask):
+        return NotImplemented
+    if not _any_mapped(key, value) and not is_causal:
+
+        def attend(query: torch.Tensor) -> torch.Tensor:
+            mask = _mask_of_queries(attn_mask, query.shape[-2])
+            return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, **options)
+
+        return _folded(attend, [query], [-2], -2)
+    if query.dim() < 3 or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        return NotImplemented
+    if attn_mask is not None and attn_mask.dim() > 2:
         return NotImplemented
 
-    def attend(query: torch.Tensor) -> torch.Tensor:
-        mask = _mask_of_queries(attn_mask, query.shape[-2])
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, **options)
+    def attend_all(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
 
-    return _folded(attend, [query], [-2], -2)
+    return _folded(attend_all, (query, key, value), [0, 0, 0], 0)
 
 
 def _mask_of_queries(mask: torch.Tensor | None, n_queries: int) -> torch.Tensor | None:
@@ -286,23 +296,45 @@ def _mask_of_queries(mask: torch.Tensor | None, n_queries: int) -> torch.Tensor 
 def _multi_head_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **options: Any
 ) -> Any:
-    mask = options.pop("attn_mask", None)
-    if not is_mapped(query) or _any_mapped(key, value, mask, args, list(options.values())):
+    mask, padding = (options.pop(name, None) for name in ("attn_mask", "key_padding_mask"))
+    if not _any_mapped(query, key, value) or _any_mapped(mask, padding, args, list(options.values())):
         return NotImplemented
-    if len(args) > 13 or options.get("is_causal"):  # F.multi_head_attention_forward's attn_mask by position
+    if len(args) > 11:  # masks that are given by position
         return NotImplemented
 
-    def attend(query: torch.Tensor) -> Any:
-        attn_mask = _mask_of_queries(mask, query.shape[0])
-        return F.multi_head_attention_forward(query, key, value, *args, **{**options, "attn_mask": attn_mask})
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, padding: Any, mask: Any) -> Any:
+        masks = {"attn_mask": mask, "key_padding_mask": padding}
+        return F.multi_head_attention_forward(query, key, value, *args, **{**options, **masks})
 
-    return _folded(attend, [query], [0], 0, -2)
+    if not _any_mapped(key, value) and not options.get("is_causal"):
+        return _folded(
+            lambda query: attend(query, key, value, padding, _mask_of_queries(mask, query.shape[0])),
+            [query],
+            [0],
+            0,
+            -2,
+        )
+    if query.dim() != 3 or (mask is not None and mask.dim() > 2):
+        return NotImplemented
+    if padding is not None:
+        return _folded(
+            lambda q, k, v, padding: attend(q, k, v, padding, mask), (query, key, value, padding), [1, 1, 1, 0], 1, 0
+        )
+    if query is key is value:  # which takes one projection in place of three
+        return _folded(lambda x: attend(x, x, x, None, mask), [query], [1], 1, 0)
+    return _folded(lambda q, k, v: attend(q, k, v, None, mask), (query, key, value), [1, 1, 1], 1, 0)
 
 
 def _index_select(values: torch.Tensor, dim: int, index: torch.Tensor, *, out: Any = None) -> Any:
     if out is not None or is_mapped(values) or not is_mapped(index) or index.dim() != 1:
         return NotImplemented
     return _folded(lambda index: values.index_select(dim, index), [index], [0], dim)
+
+
+def _gather(values: torch.Tensor, dim: int, index: torch.Tensor, *, out: Any = None, **options: Any) -> Any:
+    if out is not None or is_mapped(values) or not is_mapped(index) or values.dim() != index.dim() or not index.dim():
+        return NotImplemented
+    return _folded(lambda index: values.gather(dim, index, **options), [index], [dim], dim)
 
 
 def _group_norm(x: torch.Tensor, num_groups: int, *args: Any, **options: Any) -> Any:
@@ -366,6 +398,8 @@ _RULES: dict[Any, Callable] = {
     F.multi_head_attention_forward: _multi_head_attention,
     torch.index_select: _index_select,
     torch.Tensor.index_select: _index_select,
+    torch.gather: _gather,
+    torch.Tensor.gather: _gather,
     F.group_norm: _group_norm,
     **{cell: _cell(cell) for cell in (torch.rnn_tanh_cell, torch.rnn_relu_cell, torch.gru_cell, torch.lstm_cell)},
     **{network: _recurrent(network) for network in (torch.rnn_tanh, torch.rnn_relu, torch.gru, torch.lstm)},
