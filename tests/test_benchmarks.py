@@ -226,9 +226,9 @@ def test_the_direct_product_of_the_signal_game_has_the_loss_of_the_game(messages
 
 @pytest.mark.slow
 def test_all_benchmarks_run_quickly(tmp_path):
-    """Runs in fresh processes are merged; a benchmark that fails would make the exit status 1."""
+    options = ["--quick", "--repeats=1", f"--out={tmp_path}"]
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks", *options], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     names = {path.stem for path in tmp_path.glob("*.json")}
@@ -243,7 +243,7 @@ def test_all_benchmarks_run_quickly(tmp_path):
 
 @pytest.mark.slow
 def test_runs_in_fresh_processes_give_ranges(tmp_path):
-    options = ["import_time", "--quick", "--runs=2", f"--out={tmp_path}"]
+    options = ["import_time", "--quick", "--repeats=1", "--runs=2", f"--out={tmp_path}"]
     subprocess.run([sys.executable, "-m", "benchmarks", *options], cwd=ROOT, check=True, capture_output=True)
     rows = json.loads((tmp_path / "import_time.json").read_text())["rows"]
     assert [row["import"] for row in rows] == ["torch", "egg_sparse"]
