@@ -31,7 +31,7 @@ from benchmarks.measure import (
     seconds_in_turns,
 )
 from egg_sparse import SymbolGameMarg, host
-from egg_sparse.games.strategies import vmap_can_be_recomputed
+from egg_sparse.games.calls import vmap_can_be_recomputed
 from egg_sparse.zoo.signal_game.archs import PaperSender, Receiver
 from egg_sparse.zoo.signal_game.games import loss_nll
 

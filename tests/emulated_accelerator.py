@@ -34,7 +34,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -42,7 +41,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._ops import HigherOrderOperator
 from torch.autograd.variable import Variable
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -232,20 +230,10 @@ class _Names(TorchFunctionMode):
             return _made_of_data(func, args, kwargs)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and _on_device(args[0]):
             args = (args[0], _index(args[1]), *(_assigned(value, args[0].dtype) for value in args[2:]))
-        if isinstance(func, HigherOrderOperator):  # its functions run without the modes that are active here
-            args = tuple(_within_names(x) if isinstance(x, FunctionType) else x for x in args)
         if torch.is_autocast_enabled("cuda"):
             args, kwargs = _autocast(func, args, kwargs)
         result = func(*args, **kwargs)
         return DEVICE if isinstance(result, torch.device) and result.type == "meta" else result
-
-
-def _within_names(function: Callable) -> Callable:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with _Names():
-            return function(*args, **kwargs)
-
-    return call
 
 
 def _on_device(value: Any) -> bool:

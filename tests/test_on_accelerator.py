@@ -26,7 +26,7 @@ from egg_sparse.estimators import (
     SymbolGameScoreFunction,
     SymbolSampler,
 )
-from egg_sparse.games.strategies import vmap_can_be_recomputed
+from egg_sparse.games.calls import vmap_can_be_recomputed
 from egg_sparse.mappings.resampling import sum_and_sample
 
 

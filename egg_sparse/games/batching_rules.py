@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._C import _functorch as functorch
+from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
 from torch.overrides import TorchFunctionMode
 
 
@@ -46,29 +48,6 @@ class BatchingRules(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Unmapped(torch.autograd.Function):
-    """Calls a function on tensors that have the messages on axis 0, in place of vmapped tensors without that axis.
-
-    The function's own operations are differentiated, so that no backward pass is defined here.
-    """
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(function: Callable, *operands: torch.Tensor) -> Any:
-        raise RuntimeError("a batching rule is for vmapped tensors alone")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], function: Callable, *operands: torch.Tensor) -> Any:
-        moved = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(operands, in_dims[1:], strict=True)]
-        result = function(info.batch_size, *moved)
-        return result, tuple(None if part is None else 0 for part in result) if isinstance(result, tuple) else 0
-
-
 def unmapped(function: Callable, *operands: torch.Tensor) -> Any:
     """``function(K, *operands)`` of vmapped operands as tensors ``(K, ...)``; its results are mapped again.
 
@@ -77,12 +56,27 @@ def unmapped(function: Callable, *operands: torch.Tensor) -> Any:
             that it returns has the messages on axis 0.
         operands: the operands, at least one of which is mapped.
     """
-    return _Unmapped.apply(function, *operands)
+    interpreter = retrieve_current_functorch_interpreter()
+    assert isinstance(interpreter, VmapInterpreter)  # since a mapped tensor has its level
+    level = interpreter.level()
+    plain = []
+    for operand in operands:
+        value, axis = functorch._unwrap_batched(operand, level)
+        plain.append(value if axis is None else value.movedim(axis, 0))
+    with interpreter.lower():
+        result = function(interpreter.batch_size(), *plain)
+    if isinstance(result, tuple):
+        return tuple(None if part is None else functorch._add_batch_dim(part, 0, level) for part in result)
+    return functorch._add_batch_dim(result, 0, level)
 
 
 def is_mapped(value: Any) -> bool:
-    """Whether a value is a tensor that torch.func.vmap maps over."""
-    return isinstance(value, torch.Tensor) and torch._C._functorch.is_batchedtensor(value)
+    """Whether a value is a tensor that the innermost torch.func.vmap maps over."""
+    return (
+        isinstance(value, torch.Tensor)
+        and functorch.is_batchedtensor(value)
+        and functorch.maybe_get_level(value) == functorch.maybe_current_level()
+    )
 
 
 def _any_mapped(*values: Any) -> bool:
@@ -343,6 +337,19 @@ def _group_norm(x: torch.Tensor, num_groups: int, *args: Any, **options: Any) ->
     return _folded(lambda x: F.group_norm(x, num_groups, *args, **options), [x], [0], 0)
 
 
+def _of_targets(loss: Callable) -> Callable:
+    """The rule of a loss of class scores ``(B, C)`` and classes ``(B,)``, of which a message is one more example."""
+
+    def rule(scores: torch.Tensor, target: torch.Tensor, weight: Any = None, *args: Any, **options: Any) -> Any:
+        if args or options.get("reduction", "mean") != "none" or not is_mapped(scores) or is_mapped(weight):
+            return NotImplemented
+        if scores.dim() < 2 or not isinstance(target, torch.Tensor) or target.shape[:1] != scores.shape[:1]:
+            return NotImplemented
+        return _folded(lambda scores, target: loss(scores, target, weight, **options), (scores, target), [0, 0], 0)
+
+    return rule
+
+
 def _cell(cell: Callable) -> Callable:
     """The rule of a recurrent cell, of which a message is one more example."""
 
@@ -401,6 +408,8 @@ _RULES: dict[Any, Callable] = {
     torch.gather: _gather,
     torch.Tensor.gather: _gather,
     F.group_norm: _group_norm,
+    F.nll_loss: _of_targets(F.nll_loss),
+    F.cross_entropy: _of_targets(F.cross_entropy),
     **{cell: _cell(cell) for cell in (torch.rnn_tanh_cell, torch.rnn_relu_cell, torch.gru_cell, torch.lstm_cell)},
     **{network: _recurrent(network) for network in (torch.rnn_tanh, torch.rnn_relu, torch.gru, torch.lstm)},
 }

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from egg_sparse.games import checks
 from egg_sparse.games.batching_rules import BatchingRules
-from egg_sparse.games.calls import Outcome, ReceiverCall, in_chunks
+from egg_sparse.games.calls import Outcome, ReceiverCall, check_recomputation, in_chunks
 from egg_sparse.games.shared_outputs import NeedsCopiesError, SharedOutput, SharedOutputs
 
 _MOST_MESSAGES_PER_ROW = 32  # a product over all examples is cheaper than so many rows of losses entry by entry
@@ -142,6 +142,7 @@ def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | 
     if reason is not None:
         needs = "needs" if reason.startswith("inputs") else "cannot play"
         raise ValueError(f"strategy distinct {needs} {reason}; use vmap or loop")
+    check_recomputation("distinct", chunk_size)
     rows, batch_size = messages.shape[:2]
     distinct, index = distinct_messages(messages, call.vocab_size)
     outputs, structure = _outputs(distinct, call, None if chunk_size is None else chunk_size * batch_size)

@@ -8,7 +8,6 @@ on the messages of other examples, which ``egg_sparse.games.checks.coupling`` me
 
 from __future__ import annotations
 
-import functools
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ import torch
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games import checks
 from egg_sparse.games.batching_rules import BatchingRules
-from egg_sparse.games.calls import Outcome, ReceiverCall, Strategy, in_chunks
+from egg_sparse.games.calls import Outcome, ReceiverCall, Strategy, check_recomputation, in_chunks
 from egg_sparse.games.distinct import play_distinct
 
 
@@ -43,22 +42,8 @@ def play_messages(messages: torch.Tensor, call: ReceiverCall, strategy: Strategy
     return Outcome(values, None if output is None else output[0], receiver_calls)
 
 
-@functools.cache
-def vmap_can_be_recomputed() -> bool:
-    """Whether torch.func.vmap works under the hooks that recomputation needs, as it does from torch 2.6 on."""
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
-            torch.func.vmap(torch.neg)(torch.zeros(1))
-    except RuntimeError:
-        return False
-    return True
-
-
 def _play_vmap(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | None) -> dict[str, torch.Tensor]:
-    if chunk_size is not None and torch.is_grad_enabled() and not vmap_can_be_recomputed():
-        raise RuntimeError(
-            f"chunk_size needs torch 2.6 or newer with strategy vmap, this is {torch.__version__}; use loop"
-        )
+    check_recomputation("vmap", chunk_size)
 
     def play_row(message: torch.Tensor) -> dict[str, torch.Tensor]:
         with BatchingRules():

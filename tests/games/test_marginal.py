@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import CommunicationMarg, SymbolGameMarg
-from egg_sparse.games.strategies import vmap_can_be_recomputed
+from egg_sparse.games.calls import vmap_can_be_recomputed
 from small_games import (
     Passing,
     Receiver,

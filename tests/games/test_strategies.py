@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from egg_sparse import SymbolGameMarg
-from egg_sparse.games.strategies import vmap_can_be_recomputed
+from egg_sparse.games.calls import vmap_can_be_recomputed
 from small_games import (
     Dropping,
     Normalizing,
