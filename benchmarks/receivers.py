@@ -22,7 +22,7 @@ from torch.distributions import Categorical
 from benchmarks.measure import Settings, Step, Table, milliseconds, ratio, seconds_in_turns
 from egg_sparse import SymbolGameMarg
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.games.strategies import Strategy
+from egg_sparse.games.calls import Strategy
 
 BATCH, VOCABULARY, CANDIDATES, SIZE, HEADS = 64, 256, 16, 64, 4
 SUPPORTS = (3, 30, 256)
