@@ -119,9 +119,10 @@ def _play_groups(
     strategy: Strategy,
     chunk_size: int | None,
 ) -> Outcome:
-    return play_in_groups(
-        lambda messages, part: play_messages(messages, part, strategy, chunk_size), distribution.messages, call, groups
-    )
+    def play_group(messages: torch.Tensor, part: ReceiverCall) -> Outcome:
+        return play_messages(messages, part, "loop" if len(messages) == 1 else strategy, chunk_size)
+
+    return play_in_groups(play_group, distribution.messages, call, groups)
 
 
 def _may_be_distinct(distribution: SparseDistribution, call: ReceiverCall) -> bool:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games.calls import Outcome, ReceiverCall
 
-_LEAST_PAIRS = 2048  # of messages and examples, below which a single call is as fast
+_LEAST_PAIRS = 2**11  # of messages and examples, below which a single call is as fast
+_LEAST_PAIRS_ON_GPU = 2**15  # reading the supports' sizes waits for the device, which plays many pairs at once
 _PAIRS_PER_GROUP = 512  # that take as long as what a call of its own costs a group
 _LEAST_ROWS = 4
 
@@ -57,7 +58,8 @@ def groups_of(sizes: Sequence[int]) -> list[tuple[int, list[int]]]:
 def uneven_groups(distribution: SparseDistribution) -> list[tuple[int, list[int]]] | None:
     """The groups of a batch whose supports are so uneven that groups pay; None for others."""
     rows, batch_size = distribution.probs.shape
-    if rows < _LEAST_ROWS or batch_size < 2 or rows * batch_size < _LEAST_PAIRS:
+    least_pairs = _LEAST_PAIRS if distribution.probs.device.type == "cpu" else _LEAST_PAIRS_ON_GPU
+    if rows < _LEAST_ROWS or batch_size < 2 or rows * batch_size < least_pairs:
         return None
     groups = groups_of(distribution.support_size.tolist())
     return groups if 2 * sum(size * len(examples) for size, examples in groups) <= rows * batch_size else None
