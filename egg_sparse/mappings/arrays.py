@@ -30,8 +30,6 @@ class Namespace(Protocol[A]):
     def concat(self, arrays: tuple[A, ...], axis: int, /) -> A: ...
     def count_nonzero(self, x: A, /) -> Any: ...
     def einsum(self, equation: str, x: A, y: A, /) -> A: ...
-    def cholesky(self, x: A, /) -> A: ...
-    def inv(self, x: A, /) -> A: ...
     def sums(self, values: A, groups: A, /) -> A: ...
     def zeros(self, shape: tuple[int, ...], like: A, /) -> A: ...
     def arange(self, n: int, like: A, /) -> A: ...
@@ -42,8 +40,6 @@ class _NumPy:
     concat = staticmethod(np.concatenate)
     count_nonzero = staticmethod(np.count_nonzero)
     einsum = staticmethod(np.einsum)
-    cholesky = staticmethod(np.linalg.cholesky)
-    inv = staticmethod(np.linalg.inv)
 
     @staticmethod
     def where(condition: np.ndarray, x: np.ndarray, y: np.ndarray | float) -> np.ndarray:
@@ -80,8 +76,6 @@ class _PyTorch:
     concat = staticmethod(torch.cat)
     count_nonzero = staticmethod(torch.count_nonzero)
     einsum = staticmethod(torch.einsum)
-    cholesky = staticmethod(torch.linalg.cholesky)
-    inv = staticmethod(torch.linalg.inv)
 
     @staticmethod
     def where(condition: torch.Tensor, x: torch.Tensor, y: torch.Tensor | float) -> torch.Tensor:
@@ -138,6 +132,13 @@ def as_array_like(tensor: torch.Tensor, like: A) -> A:
 def gather(array: A, positions: A) -> A:
     """The elements of each row of a (B, V) array at its positions (B, n)."""
     return array[namespace(array).arange(len(array), array)[:, None], positions]
+
+
+def inverse_factor(matrices: A) -> A:
+    """The inverses (N, n, n) of the lower Cholesky factors of matrices (N, n, n)."""
+    lower = torch.linalg.cholesky(as_tensor(matrices))
+    identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
+    return as_array_like(torch.linalg.solve_triangular(lower, identity, upper=False), matrices)
 
 
 def matvec(matrices: A, vectors: A) -> A:

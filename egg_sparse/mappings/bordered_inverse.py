@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Generic
 
-from egg_sparse.mappings.arrays import A, Namespace, matvec, namespace, vecdot
+from egg_sparse.mappings.arrays import A, Namespace, inverse_factor, matvec, namespace, vecdot
 
 
 class BorderedInverse(Generic[A]):
@@ -145,7 +145,7 @@ class BorderedInverse(Generic[A]):
         others = self._xp.arange(n - 1, gram)
         identity = self._xp.astype(others[:, None] == others, gram)
         gram = self._xp.where(both, gram, identity)
-        inverse = self._xp.where(both, self._xp.inv(self._xp.cholesky(gram)), 0)
+        inverse = self._xp.where(both, inverse_factor(gram), 0)
         self._base[:, 0], self._base[:, 1] = -norm, 1
         self._factor[:, : n - 1, 0] = -matvec(inverse, with_first)
         self._factor[:, : n - 1, 1] = -inverse.sum(2)

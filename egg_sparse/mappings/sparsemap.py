@@ -7,6 +7,7 @@ import torch
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import lpsmap
 from egg_sparse.mappings.active_set import MAX_ITER, TOL, check_stopping, sparsemap_active_set, tie_tolerance
+from egg_sparse.mappings.arrays import A, as_array, as_tensor, namespace
 from egg_sparse.mappings.decompositions import decompose
 from egg_sparse.mappings.marginals import check_budget, nth_largest
 from egg_sparse.mappings.scores import check_scores, message_type, probability_type, synchronize, working_copy
@@ -115,8 +116,7 @@ def _active_set(scores: torch.Tensor, budget: int | None, max_iter: int, tol: fl
     else:
 
         def best(bit_scores: torch.Tensor) -> torch.Tensor:
-            positions = (bit_scores / tie_tolerance(bit_scores)).round_().topk(budget, dim=1).indices
-            return torch.zeros_like(bit_scores).scatter_(1, positions, _positive(bit_scores).gather(1, positions))
+            return as_tensor(_best_positive(as_array(bit_scores), budget, tie_tolerance(bit_scores)))
 
         if budget > 0:
             # if the budget limits an example, all its bit-vectors have as many bits on, and a common shift of the
@@ -127,6 +127,16 @@ def _active_set(scores: torch.Tensor, budget: int | None, max_iter: int, tol: fl
         distribution = sparsemap_active_set(bounded, best, max_iter, tol)
     distribution.messages = distribution.messages.to(message_type(scores))
     return distribution
+
+
+def _best_positive(scores: A, n: int, tolerance: float) -> A:
+    """1 for the n best scores of each row, the first ones among ties, if they are positive; else 0."""
+    xp = namespace(scores)
+    positions = xp.arange(scores.shape[1], scores)
+    # numbers in the order of the scores, no two of a row equal
+    keys = xp.astype((scores / tolerance).round(), positions) * len(positions) - positions
+    is_best = keys >= nth_largest(keys, n) if n else keys > keys
+    return xp.astype(is_best & (scores > tolerance), scores)
 
 
 def _positive(scores: torch.Tensor) -> torch.Tensor:
