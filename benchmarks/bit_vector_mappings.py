@@ -29,9 +29,8 @@ except ImportError:
     lpsmap = None
 
 SIZES = ((64, 32), (64, 128), (512, 32), (1024, 128))
-#: The largest number of scores of which the iterative solvers solve chains, and bits.
-LARGEST_CHAINS, LARGEST_ACTIVE_SET = 64 * 128, 512 * 32
-LARGEST_TOP_50 = 64 * 32
+#: The largest number of scores that the active set, the other solvers of chains, and larger k are measured with.
+LARGEST_ACTIVE_SET, LARGEST_CHAINS, LARGEST_TOP_50 = 512 * 32, 64 * 128, 64 * 32
 
 
 def solved(solve: Callable[[], Any]) -> Step:
@@ -72,9 +71,10 @@ def steps(batch: int, n_bits: int, device: torch.device) -> dict[str, tuple[Step
     if n_scores <= LARGEST_ACTIVE_SET:
         found["active set"] = solved(lambda: sparsemap_bit_vectors(x, None, "active_set")), bits, bits_of_lpsmap
         found["active set, budget"] = solved(lambda: sparsemap_bit_vectors(x, budget, "active_set")), limited, None
+    found["chain"] = solved(lambda: sparsemap_chain(x, t)), None, None
     if n_scores <= LARGEST_CHAINS:
         chain_of_lpsmap = solved(lambda: sparsemap_chain(x, t, solver="lpsmap")) if with_lpsmap else None
-        found["chain"] = solved(lambda: sparsemap_chain(x, t)), chains, chain_of_lpsmap
+        found["chain"] = found["chain"][0], chains, chain_of_lpsmap
         found["chain, active set"] = solved(lambda: sparsemap_chain(x, t, "active_set")), chains, chain_of_lpsmap
     found["top 10, forward"] = (lambda: topk_bit_vectors(values, 10)), official_top(10), None
     found["top 10"] = solved(lambda: topk_sparsemax(x, 10)), None, None

@@ -172,18 +172,21 @@ class _TopK(torch.autograd.Function):
     """The values (K, B) of the best bit-vectors, and the bit-vectors (K, B, D), which are the values' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(x: torch.Tensor, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         array = as_array(x)
         flips, costs, scale = _cheapest_flips(array, k)
         if not isinstance(costs, np.ndarray):
             synchronize_finite(x)
         with np.errstate(over="ignore"):
-            values = as_tensor(((array * (array > 0) * scale).sum(1)[:, None] - costs) / scale).t()
-        vectors = _flipped(x, as_tensor(flips), dtype)
+            values = as_tensor(((array.clip(0) * scale).sum(1)[:, None] - costs) / scale).t()
+        return values, _flipped(x, as_tensor(flips), dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        _, vectors = output
         ctx.save_for_backward(vectors)
         ctx.mark_non_differentiable(vectors)
         ctx.set_materialize_grads(False)
-        return values, vectors
 
     @staticmethod
     def backward(ctx: Any, grad_values: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, None, None]:
@@ -195,9 +198,7 @@ class _TopKSparsemax(torch.autograd.Function):
     """Sparsemax (K, B) over the k best bit-vectors, those of non-zero probability (K, B, D), and where it is exact."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, k: int, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(x: torch.Tensor, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         flips, costs, scale = _cheapest_flips(as_array(x), k)
         # sparsemax does not change if the score of the best bit-vector is taken off all scores
         with np.errstate(over="ignore"):
@@ -211,17 +212,21 @@ class _TopKSparsemax(torch.autograd.Function):
         # padded rows flip nothing: they repeat the best bit-vector
         messages = _flipped(x, as_tensor(flips[:, :rows] * positive[:, :rows, None]), dtype)
         is_exact = as_tensor(~positive[:, -1] | (positive.shape[1] == 2 ** x.shape[1]))
-        result = as_tensor(probs[:, :rows]).t()
-        ctx.save_for_backward(as_tensor(positive[:, :rows]).t(), messages)
+        return as_tensor(probs[:, :rows]).t(), messages, is_exact
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        probs, messages, is_exact = output
+        ctx.save_for_backward(probs, messages)
         ctx.mark_non_differentiable(messages, is_exact)
         ctx.set_materialize_grads(False)
-        return result, messages, is_exact
 
     @staticmethod
     def backward(ctx: Any, grad_probs: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, None, None]:
         if grad_probs is None:
             return None, None, None
-        positive, messages = ctx.saved_tensors
+        probs, messages = ctx.saved_tensors
+        positive = probs > 0
         grad_scores = grad_probs * positive
         grad_scores = grad_scores - positive * (grad_scores.sum(0) / positive.sum(0))
         return _weighted_sum(grad_scores, messages), None, None
