@@ -120,9 +120,15 @@ class _Threshold(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         t = as_array(transitions)
         m, segments, rises, flipped = _denoised(as_array(x), t)
-        by_place, by_width, probs, starts = cut(m, m, tie_tolerance(x))
-        sequences = as_tensor(starts).new_empty(starts.shape[1], *x.shape, dtype=dtype)
-        torch.lt(as_tensor(starts).t().unsqueeze(-1), as_tensor(m), out=sequences)
+        by_place, by_width, probs, _ = cut(m, m, tie_tolerance(x))
+        # the n-th gap has the bits from the n-th place on; places are compared in less time than numbers in float64
+        gaps = namespace(m).where(probs > 0, by_width, by_width[:, :1])  # padded rows repeat the first
+        places = torch.arange(x.shape[1], dtype=torch.float32, device=x.device).expand(x.shape)
+        places = torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(
+            1, as_tensor(by_place), places
+        )
+        sequences = x.new_empty(gaps.shape[1], *x.shape, dtype=dtype)
+        torch.ge(places, as_tensor(gaps).t().unsqueeze(-1).float(), out=sequences)
         sequences.sub_(as_tensor(flipped).to(dtype)).abs_()
         ctx.save_for_backward(*map(as_tensor, (t, m, segments, rises, flipped, by_place, by_width)))
         ctx.mark_non_differentiable(sequences)
