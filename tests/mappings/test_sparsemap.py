@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
-from egg_sparse.mappings import sparsemap_bit_vectors, sparsemap_marginals
+from egg_sparse.mappings import decompositions, sparsemap_bit_vectors, sparsemap_marginals
 
 BOTH = pytest.mark.parametrize("decomposition", ["systematic", "threshold"])
 
@@ -103,6 +103,16 @@ def test_budget_is_never_broken_in_float32(x, data):
     d = sparsemap_bit_vectors(torch.from_numpy(x), budget)
     assert (d.messages.sum(-1)[d.mask] <= budget).all()
     torch.testing.assert_close(d.mean, sparsemap_marginals(torch.from_numpy(x), budget), atol=2e-5, rtol=0)
+
+
+def test_messages_that_are_computed_in_parts(monkeypatch):
+    x = torch.randn(20, 30, dtype=torch.float64)
+    whole = sparsemap_bit_vectors(x)
+    for entries in (1, 4 * x.numel(), 7 * x.numel() + 1):
+        monkeypatch.setattr(decompositions, "_IN_CACHE", entries)
+        d = sparsemap_bit_vectors(x)
+        assert torch.equal(d.messages, whole.messages)
+        torch.testing.assert_close(d.mean, sparsemap_marginals(x), atol=1e-12, rtol=0)
 
 
 def test_systematic_messages_have_about_the_mean_number_of_bits():

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from egg_sparse.mappings import arrays as arrays_of_numpy
 from egg_sparse.mappings import topk_bit_vectors, topk_sparsemax
-from egg_sparse.mappings.topk import flip_candidates
+from egg_sparse.mappings.topk import candidates_and_steps, flip_candidates
 
 
 def all_bit_vectors(n_bits, dtype=torch.float64):
@@ -43,6 +43,17 @@ def test_candidates_are_those_that_dominate_fewer_than_k(n_bits):
         found = [frozenset(row[row > 0] - 1) for row in flip_candidates(k, n_bits).numpy()]
         assert len(found) == len(expected)
         assert set(found) == expected
+
+
+@pytest.mark.parametrize("n_bits", [1, 5, 40])
+@pytest.mark.parametrize("k", [1, 2, 17, 200])
+def test_steps_lead_to_each_candidate_once(k, n_bits):
+    candidates, steps = candidates_and_steps(k, n_bits)
+    reached = torch.cat([torch.zeros(1, dtype=torch.long), *(of_sets for of_sets, _, _ in steps)])
+    assert sorted(reached.tolist()) == list(range(len(candidates)))
+    for of_sets, of_parents, ranks in steps:
+        assert torch.equal(candidates[of_sets][:, 0], ranks + 1)
+        assert torch.equal(candidates[of_sets][:, 1:], candidates[of_parents][:, :-1])
 
 
 def slow_candidates(k, n_bits):
