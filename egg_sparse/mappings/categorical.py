@@ -5,14 +5,14 @@ All four solve, for the scores x of each example,
     p = argmax_{p in the simplex}  <p, x> + H_alpha(p),
 
 with the Tsallis entropy H_alpha: alpha = 1 is softmax, 1.5 is 1.5-entmax, 2 is sparsemax. For alpha > 1 most
-probabilities are exactly 0. The entmax package computes the projections; this module turns its results into supports
-and defines gradients that can be differentiated again.
+probabilities are exactly 0. For alpha = 1.5 and 2 they are found by sorting the scores, for others by the bisection of
+the entmax package. Gradients are those of the symbols in the support alone, and can be differentiated again.
 
-A projection sorts, and does more, so that over a large vocabulary it would cost more than the layer that computes the
-scores. Symbols without a probability can be left out of it. They are found by their scores: a symbol is in the support
-if its score is above a threshold, which increases with every further symbol, so that the threshold of a part of the
-vocabulary is a lower bound. The part is the best symbol of each of a few hundred blocks of symbols, since it contains
-most of the best symbols, and hardly any others remain above its threshold.
+Over a large vocabulary this would cost more than the layer that computes the scores, so that symbols without a
+probability are left out first. A symbol is in the support if its score is above a threshold. This threshold increases
+with every further symbol, so that the threshold of a part of the vocabulary is a lower bound. The part is the best
+symbol of each of a few hundred blocks: it contains most of the best symbols, so that hardly any symbols but those in
+the support remain above its threshold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.mappings.arrays import as_array
+from egg_sparse.mappings.arrays import as_array, as_tensor
 from egg_sparse.mappings.order import descending
 from egg_sparse.mappings.scores import check_scores, check_temperature, probability_type, synchronize
 
@@ -85,7 +85,7 @@ def sparsemax(scores: torch.Tensor, temperature: float | torch.Tensor = 1.0) -> 
 
     Source: Martins and Astudillo, "From Softmax to Sparsemax" (ICML 2016).
     """
-    return _distribution(scores, temperature, _Entmax(2.0, entmax_library.sparsemax))
+    return _distribution(scores, temperature, _Entmax(2.0, _sparsemax_probs))
 
 
 def entmax15(scores: torch.Tensor, temperature: float | torch.Tensor = 1.0) -> SparseDistribution:
@@ -109,7 +109,7 @@ def entmax15(scores: torch.Tensor, temperature: float | torch.Tensor = 1.0) -> S
 
     Source: Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models" (ACL 2019).
     """
-    return _distribution(scores, temperature, _Entmax(1.5, entmax_library.entmax15))
+    return _distribution(scores, temperature, _Entmax(1.5, _entmax15_probs))
 
 
 def entmax(
@@ -146,7 +146,7 @@ def entmax(
             return entmax15(scores, temperature)
         if alpha == 2:
             return sparsemax(scores, temperature)
-        return _distribution(scores, temperature, _Entmax(alpha, entmax_library.entmax_bisect))
+        return _distribution(scores, temperature, _bisected(alpha))
     check_scores(scores, _COLUMNS)
     if not alpha.is_floating_point():
         raise TypeError(f"alpha must be floating point, got {alpha.dtype}")
@@ -154,21 +154,46 @@ def entmax(
     if per_example.dim() != 2 or per_example.shape[1] != 1 or per_example.shape[0] not in (1, *scores.shape[:1]):
         raise ValueError(f"alpha must hold one value or be of shape (B, 1), got {tuple(alpha.shape)}")
 
-    return _distribution(scores, temperature, _Entmax(per_example, entmax_library.entmax_bisect))
+    return _distribution(scores, temperature, _bisected(per_example))
+
+
+def _sparsemax_probs(x: torch.Tensor) -> torch.Tensor:
+    """Sparsemax of scores (B, C): the threshold of the k best is (sum - 1) / k, k the largest with all above it."""
+    best, counts = _sorted(x)
+    sums = best.cumsum(1) - 1
+    sizes = (counts * best > sums).sum(1, keepdim=True)
+    return (x - sums.gather(1, sizes - 1) / sizes).clamp_(min=0)
+
+
+def _entmax15_probs(x: torch.Tensor) -> torch.Tensor:
+    """1.5-entmax of scores (B, C): the threshold of the k best solves a quadratic equation, with k as in sparsemax."""
+    x = x / 2
+    best, counts = _sorted(x)
+    means, means_of_squares = best.cumsum(1) / counts, best.square().cumsum(1) / counts
+    thresholds = means - (1 / counts - (means_of_squares - means.square())).clamp_(min=0).sqrt()
+    sizes = (thresholds <= best).sum(1, keepdim=True)
+    return (x - thresholds.gather(1, sizes - 1)).clamp_(min=0).square()
+
+
+def _sorted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values of each row (B, C) in descending order, and the number of values up to each (C,)."""
+    values = as_array(x)
+    best = -np.sort(-values, axis=1) if isinstance(values, np.ndarray) else values.sort(dim=1, descending=True).values
+    return as_tensor(best), torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)
 
 
 class _Entmax:
-    """Alpha-entmax, computed by a projection of the entmax package.
+    """Alpha-entmax.
 
     Args:
         alpha: a number, or a tensor (1, 1) or (B, 1).
-        projection: the function of the entmax package.
+        probs: the function from scores (B, C), the largest of which is 0, to probabilities, without a gradient.
     """
 
-    def __init__(self, alpha: float | torch.Tensor, projection: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, alpha: float | torch.Tensor, probs: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.alpha = alpha
         self.constant_alpha = alpha.detach() if isinstance(alpha, torch.Tensor) else alpha
-        self.projection = projection
+        self._probs = probs
 
     def probs(self, x: torch.Tensor) -> torch.Tensor:
         """The probabilities (B, C) of scores (B, C), the largest of which is 0.
@@ -178,13 +203,8 @@ class _Entmax:
         """
         floor = -2 / (self.constant_alpha - 1)
         x = torch.maximum(x, floor.to(x)) if isinstance(floor, torch.Tensor) else x.clamp(min=floor)
-        alpha = self.alpha
-        if self.projection is entmax_library.entmax_bisect:
-            alpha = (alpha.to(x) if isinstance(alpha, torch.Tensor) else x.new_full((1, 1), alpha)).expand(len(x), 1)
-        probs: torch.Tensor = _Projection.apply(x, alpha, self.projection)
-        return probs
+        return self._probs(x)
 
-    @torch.no_grad()
     def threshold(self, x: torch.Tensor) -> torch.Tensor:
         """The score (B, 1) above which the probability is not 0; of scores (B, C), the largest of which is 0.
 
@@ -193,21 +213,32 @@ class _Entmax:
         best, alpha = self.probs(x).amax(1, keepdim=True), self.constant_alpha
         return x.amax(1, keepdim=True) - best ** (alpha - 1) / (alpha - 1)
 
+    def differentiable(self, probs: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The probabilities (B, K) of the support as a function of their scores (B, K) and alpha."""
+        alpha = self.alpha.to(x).expand(len(x), 1) if isinstance(self.alpha, torch.Tensor) else self.alpha
+        result: torch.Tensor = _Gradient.apply(x, alpha, probs)
+        return result
 
-class _Projection(torch.autograd.Function):
-    """The entmax package's probabilities, with a gradient that can be differentiated again, unlike the package's."""
+
+def _bisected(alpha: float | torch.Tensor) -> _Entmax:
+    """Alpha-entmax for any alpha, by the bisection of the entmax package."""
+
+    def probs(x: torch.Tensor) -> torch.Tensor:
+        constant = alpha.detach().to(x) if isinstance(alpha, torch.Tensor) else x.new_full((1, 1), alpha)
+        found: torch.Tensor = entmax_library.entmax_bisect(x, constant.expand(len(x), 1), dim=1)
+        return found
+
+    return _Entmax(alpha, probs)
+
+
+class _Gradient(torch.autograd.Function):
+    """Given probabilities (B, K) as a function of their scores (B, K) and alpha, which can be differentiated twice."""
 
     @staticmethod
-    def forward(
-        ctx: Any, scores: torch.Tensor, alpha: float | torch.Tensor, projection: Callable[..., torch.Tensor]
-    ) -> torch.Tensor:
-        if isinstance(alpha, torch.Tensor):
-            probs = projection(scores, alpha, dim=-1)
-            ctx.save_for_backward(probs, alpha)
-        else:
-            probs = projection(scores, dim=-1)
-            ctx.save_for_backward(probs)
-            ctx.alpha = alpha
+    def forward(ctx: Any, scores: torch.Tensor, alpha: float | torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        probs = probs.clone()
+        ctx.save_for_backward(probs, *((alpha,) if isinstance(alpha, torch.Tensor) else ()))
+        ctx.alpha = None if isinstance(alpha, torch.Tensor) else alpha
         return probs
 
     @staticmethod
@@ -215,14 +246,12 @@ class _Projection(torch.autograd.Function):
         probs, *alphas = ctx.saved_tensors
         alpha = alphas[0] if alphas else ctx.alpha
         positive = probs > 0
-        safe = torch.where(positive, probs, 1)
         # dp_i / dx_j = weight_i [i = j] - weight_i share_j with the weights p^(2 - alpha) and their shares of the sum
-        if not alphas and alpha == 2:
+        if ctx.alpha == 2:
             weights = positive.to(probs.dtype)
-        elif not alphas and alpha == 1.5:
-            weights = safe.sqrt() * positive
         else:
-            weights = safe ** (2 - alpha) * positive
+            safe = torch.where(positive, probs, 1)
+            weights = (safe.sqrt() if ctx.alpha == 1.5 else safe ** (2 - alpha)) * positive
         total = weights.sum(-1, keepdim=True)
         weighted = grad_probs * weights
         grad_scores = weighted - weights * (weighted.sum(-1, keepdim=True) / total)
@@ -252,12 +281,12 @@ def _distribution(
         return SparseDistribution(nothing, scores[:, :1].t().to(wide), vocab_size, validate_args=False)
 
     constant = scores.detach()
+    alpha = None if mapping is None else mapping.constant_alpha
     is_selected = mapping is not None and vocab_size > _FEW_SYMBOLS
     some = _block_maxima(constant) if is_selected else constant
     largest, smallest = some.amax(1, keepdim=True), constant.amin(1, keepdim=True)
     finite = (largest < math.inf) & (smallest > -math.inf)  # False for NaN, which both are if a score is NaN
     largest = largest.to(wide)
-    alpha = None if mapping is None else mapping.constant_alpha
     above_1 = (alpha > 1).all() if isinstance(alpha, torch.Tensor) else finite.new_ones(())
 
     def synchronized(number: torch.Tensor) -> int:
@@ -270,27 +299,34 @@ def _distribution(
         x = x.to(wide) - largest
         return x if not isinstance(temperature, torch.Tensor) and temperature == 1 else x / temperature
 
-    with torch.autocast(scores.device.type, enabled=False):
+    def candidates(mapping: _Entmax) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The symbols (B, C) that may be in the support, None for all, and their scores, scaled."""
         symbols = None
-        if mapping is None:
-            probs = torch.softmax(scaled(scores), dim=1)
-        else:
-            if is_selected:
-                lowest = (1 + _MARGIN) * temperature * mapping.threshold(torch.where(finite, scaled(some), 0))
-                symbols = _candidates(constant, (largest + lowest).to(scores.dtype), synchronized)
-            if symbols is None:
-                # scores that are not finite are refused below, and must not make the projection fail
-                x = torch.where(finite, scaled(scores), 0)
-            else:
-                is_repeated = symbols.diff(dim=1, prepend=symbols.new_full((batch, 1), -1)) == 0
-                x = torch.where(is_repeated, -math.inf, scaled(scores.gather(1, symbols)))
-            probs = mapping.probs(x)
+        if is_selected:
+            lowest = (1 + _MARGIN) * temperature * mapping.threshold(torch.where(finite, scaled(some), 0))
+            symbols = _candidates(constant, (largest + lowest).to(scores.dtype), synchronized)
+        if symbols is None:
+            return None, torch.where(finite, scaled(constant), 0)  # until scores that are not finite are refused below
+        is_repeated = symbols.diff(dim=1, prepend=symbols.new_full((batch, 1), -1)) == 0
+        return symbols, torch.where(is_repeated, -math.inf, scaled(constant.gather(1, symbols)))
 
-    rows = synchronized((probs.detach() > 0).sum(1).max())
-    order = descending(probs.detach(), rows)
-    probs = probs.gather(1, order)
-    symbols = order if symbols is None else symbols.gather(1, order)
-    messages = torch.where(probs.detach() > 0, symbols, symbols[:, :1])  # padded rows repeat the first
+    with torch.autocast(scores.device.type, enabled=False):
+        if mapping is None:
+            all_probs = torch.softmax(scaled(scores), dim=1)
+            symbols, found = None, all_probs.detach()
+        else:
+            with torch.no_grad():
+                symbols, x = candidates(mapping)
+                found = mapping.probs(x)
+        rows = synchronized((found > 0).sum(1).max())
+        order = descending(found, rows)
+        symbols = order if symbols is None else symbols.gather(1, order)
+        found = found.gather(1, order)
+        messages = torch.where(found > 0, symbols, symbols[:, :1])  # padded rows repeat the first
+        if mapping is None:
+            probs = all_probs.gather(1, order)
+        else:
+            probs = mapping.differentiable(found, scaled(scores.gather(1, messages)))
     return SparseDistribution(messages.t(), probs.t(), vocab_size, validate_args=False)
 
 
