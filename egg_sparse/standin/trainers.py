@@ -109,8 +109,11 @@ class Trainer:
     def _logged(self, interaction: Interaction) -> Interaction:
         if self.distributed_context.is_distributed and self.aggregate_interaction_logs:
             interaction = Interaction.gather_distributed_interactions(interaction)  # type: ignore[assignment]
+        is_on_gpu = any(
+            part.is_cuda for part in torch.utils._pytree.tree_leaves(vars(interaction)) if torch.is_tensor(part)
+        )
         interaction.to("cpu", non_blocking=True)
-        if torch.device(self.device).type == "cuda":
+        if is_on_gpu:
             torch.cuda.current_stream(self.device).synchronize()  # once for all tensors
         return interaction
 

@@ -122,6 +122,33 @@ class ValidationAsTrained(host.core.Callback):
         logs.aux.update(self.play(self.trainer.device))
 
 
+class TransferOfInteractions(host.core.Callback):
+    """Copies each training Interaction from a GPU while the backward pass is computed; it must be the first callback.
+
+    A Trainer copies it after the optimizer's step, and waits for that, in EGG once for each tensor.
+
+    Args:
+        game: the game that is trained.
+    """
+
+    def __init__(self, game: nn.Module) -> None:
+        self.event: Any = None
+        self.hook = game.register_forward_hook(self._copy)
+
+    def _copy(self, game: nn.Module, _inputs: Any, output: tuple[torch.Tensor, Any]) -> None:
+        if game.training:
+            output[1].to("cpu", non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def on_batch_end(self, logs: Any, loss: Any, batch_id: int, is_training: bool = True) -> None:
+        if is_training:
+            self.event.synchronize()
+
+    def on_train_end(self) -> None:
+        self.hook.remove()
+
+
 @dataclass
 class Run:
     """A run whose training has ended, in the leading process.
@@ -232,8 +259,11 @@ def _train(
     shown: tuple[str, ...],
     run: Run | None,
 ) -> None:
+    transfers: list[Any] = []
     if opts.device.type == "cuda":
         train_data = OnDevice(train_data, opts.device)
+        if not opts.distributed_context.is_distributed:  # else Trainers gather Interactions from the devices
+            transfers = [TransferOfInteractions(game)]
     optimizer = build_optimizer(opts, game.parameters())
     schedule = build_schedule(opts, optimizer)
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -254,7 +284,7 @@ def _train(
         fp16=opts.fp16,
         save=saver.save_as if saver else None,
     )
-    all_callbacks: list[Any] = [seeds, EpochSetter(train_data), guard, *callbacks, metrics]
+    all_callbacks: list[Any] = [*transfers, seeds, EpochSetter(train_data), guard, *callbacks, metrics]
     if saver:
         all_callbacks.append(saver)
     progress = None

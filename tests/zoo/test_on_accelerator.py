@@ -74,7 +74,7 @@ def build_semi_supervised_vae(params):
     return opts, game, loader, evaluate, callbacks
 
 
-# How often a step waits, beside the transfer of its Interaction: for the largest support. "gather", which both VAEs
+# How often a step waits: for the largest support. "gather", which both VAEs
 # play with, waits for the number of terms too; EGG's games and wrappers check distributions.
 RUNS = {
     ("signal_game", ""): 1,
@@ -155,9 +155,12 @@ def train(opts, game, batches, callbacks, device, accelerator):
     opts.device = device
     optimizer = training.build_optimizer(opts, game.parameters())
     guard, losses = faults.FaultGuard(game, optimizer, opts.random_seed, len(batches)), Losses()
-    steps = Steps(batches if device.type == "cpu" else loaders.OnDevice(batches, device), accelerator)
+    callbacks = [guard, *callbacks, losses]
+    if device.type == "cuda":
+        batches, callbacks = loaders.OnDevice(batches, device), [training.TransferOfInteractions(game), *callbacks]
+    steps = Steps(batches, accelerator)
     torch.manual_seed(5)
-    host.core.Trainer(game=game, optimizer=optimizer, train_data=steps, callbacks=[guard, *callbacks, losses]).train(1)
+    host.core.Trainer(game=game, optimizer=optimizer, train_data=steps, callbacks=callbacks).train(1)
     return losses.of_batches, steps.counted[-1]
 
 
@@ -168,7 +171,7 @@ def without(places, *starts):
 @pytest.mark.slow
 @pytest.mark.parametrize(("entry", "params"), RUNS)
 def test_zoo(accelerator, entry, params):
-    """Trained and tested as on the CPU; in steady state the host neither waits for the batch nor for the checks."""
+    """Trained and tested as on the CPU. A step waits for what its game waits for, and for nothing else."""
     opts, game, loader, evaluate, callbacks = BUILDERS[entry](params.split())
     batches = [tuple(batch) for batch, _ in zip(loader, range(3), strict=False)]
     on_cpu, callbacks_on_cpu = copy.deepcopy((game, callbacks))
@@ -181,9 +184,6 @@ def test_zoo(accelerator, entry, params):
     torch.testing.assert_close(accelerator.host(losses), expected, atol=1e-4, rtol=1e-4)
 
     waits = [place for place in counted.synchronizations if not place.endswith(" multinomial")]  # before torch 2.5
-    if not host.is_egg():
-        assert len([place for place in waits if place.startswith("standin/trainers.py")]) == 1
-    waits = without(waits, "standin/trainers.py", "core/interaction.py", "core/trainers.py")
     wanted = IN_EGG.get((entry, params), RUNS[entry, params]) if host.is_egg() else RUNS[entry, params]
     assert len(waits) == wanted or (wanted is None and len(waits) > 4), waits
     copies = [place for place in counted.copies_to_device if not place.endswith(NON_BLOCKING)]
@@ -252,7 +252,7 @@ class TestGuard:
 @pytest.mark.slow
 @pytest.mark.parametrize("fp16", [False, True])
 def test_trainer(accelerator, fp16):
-    """The host's Trainer on the device: it moves game and batches, copies Interactions back, and scales gradients."""
+    """The host's Trainer alone: it moves game and batches, copies Interactions back, and scales gradients."""
 
     def trained(device, params):
         torch.manual_seed(3)
@@ -260,8 +260,11 @@ def test_trainer(accelerator, fp16):
         opts, game, loader, _, _ = build_signal_game(["--optimizer=sgd", "--lr=0.1", *params])
         opts.device = device
         optimizer = training.build_optimizer(opts, game.parameters())
-        trainer = host.core.Trainer(game=game, optimizer=optimizer, train_data=loader, validation_data=loader)
+        steps = Steps(loader, accelerator)
+        trainer = host.core.Trainer(game=game, optimizer=optimizer, train_data=steps, validation_data=loader)
         trainer.train(n_epochs=2)
+        of_interaction = [place for place in steps.counted[-1].synchronizations if place.endswith(" synchronize")]
+        assert len(of_interaction) == (device.type == "cuda" and not host.is_egg()), "one for all of its tensors"
         return game, *trainer.eval()
 
     on_cpu, expected, _ = trained(torch.device("cpu"), [])
