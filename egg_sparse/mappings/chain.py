@@ -154,6 +154,9 @@ def _denoised(x: A, t: A) -> tuple[A, A, A, A]:
     1 or -1 (B, D - 1), and 1 for each bit that an odd number of negative t precedes (B, D).
     """
     xp = namespace(x)
+    # A pair of bits is never on together where t is below minus all that both could gain. Beyond that t changes nothing
+    # but the sums' rounding.
+    t = -xp.minimum(-t, 2 * (1 + abs(x).sum(1) + t.clip(0).sum(1))[:, None])
     flipped, y = xp.zeros(tuple(x.shape), x), x + 1
     flipped[:, 1:] = xp.astype((t < 0).cumsum(1) % 2, x)
     y[:, 1:] += t / 2
@@ -161,23 +164,23 @@ def _denoised(x: A, t: A) -> tuple[A, A, A, A]:
     y = flipped + (0.5 - flipped) * y
     pull = abs(t) / 4  # half the weight of |m_i - m_{i+1}|, as y is half of the slope
     rises = xp.zeros(tuple(t.shape), x)
-    begins = xp.zeros(tuple(x.shape), x) + 1
-    begins[:, 1:] = xp.astype(pull == 0, x)
+    begins = flipped >= 0  # of a segment; at first only where nothing pulls
+    begins[:, 1:] = pull == 0
     while True:
-        segments = xp.astype(begins.reshape(-1).cumsum(0) - 1, xp.arange(0, x)).reshape(x.shape)
+        segments = (begins.reshape(-1).cumsum(0) - 1).reshape(x.shape)
         m = _means(y, segments).clip(0, 1)
         gains = y - m
         gains[:, 1:] -= pull
         gains[:, :-1] -= pull
         larger = as_array_like(viterbi(as_tensor(gains), as_tensor(2 * pull)), x)
-        cuts = (larger[:, 1:] - larger[:, :-1]) * (1 - begins[:, 1:])
+        cuts = (larger[:, 1:] - larger[:, :-1]) * ~begins[:, 1:]
         if not bool(cuts.any()):
             return m, segments, rises, flipped
         rises += cuts
         y[:, 1:] -= cuts * pull
         y[:, :-1] += cuts * pull
         pull = pull * (cuts == 0)
-        begins[:, 1:] += abs(cuts)
+        begins[:, 1:] |= cuts != 0
 
 
 def _means(values: A, segments: A) -> A:

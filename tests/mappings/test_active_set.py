@@ -110,6 +110,20 @@ def test_long_chains_are_optimal(scale, numpy_on_cpu, monkeypatch):
     assert d.support_size.min() > 2
 
 
+@DECOMPOSITIONS
+@pytest.mark.parametrize("forbidding", [-1e4, -1e12, -1e30, -1e300])
+def test_transitions_that_forbid(forbidding, decomposition):
+    """A transition that is negative enough keeps two bits from being on together, however negative it is."""
+    x, transitions = torch.randn(20, 12, dtype=torch.float64), torch.randn(20, 11, dtype=torch.float64)
+    forbidden = torch.rand(20, 11) < 0.3
+    d, expected = (
+        sparsemap_chain(x, torch.where(forbidden, number, transitions), decomposition)
+        for number in (forbidding, -100.0)
+    )
+    torch.testing.assert_close(d.mean, expected.mean, atol=1e-10, rtol=0)
+    assert (d.messages[..., 1:] * d.messages[..., :-1] * forbidden)[d.mask].sum() == 0
+
+
 def test_decompositions_of_chains_agree_on_bits_and_pairs():
     x, transitions = torch.randn(20, 12, dtype=torch.float64), torch.randn(20, 11, dtype=torch.float64)
     first, second = (sparsemap_chain(x, transitions, name, tol=1e-14) for name in ("threshold", "active_set"))
