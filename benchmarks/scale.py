@@ -1,8 +1,9 @@
 """How time and memory grow with the vocabulary, the bits, the batch, the messages per example, and uneven supports.
 
 Each step is a forward and a backward pass. The last row of a table has the exponents of the power laws that fit the
-upper half of the sizes, and an explanation. Memory is the peak of a process of its own, less that of a process that
-makes the smallest training step (on a CPU: Linux only); ``quick`` leaves it out.
+upper half of the sizes. Memory is the peak of a process of its own, less that of one that makes the step with 10
+symbols, of the game or of the product, and so loads what the others load (on a CPU: Linux only); ``quick`` leaves it
+out.
 
 - ``vocabulary``: a training step of ``SymbolGameMarg`` with a linear sender and sparsemax, 64 examples, beside the
   product of the sender's score layer alone with a gradient that is dense. The receiver does not depend on the size.
@@ -48,6 +49,7 @@ class GivenScores(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
+        self.ids: torch.Tensor
         self.register_buffer("ids", torch.arange(vocab_size))
 
     def forward(self, sender_input: torch.Tensor, aux_input: Any = None) -> torch.Tensor:
@@ -79,8 +81,8 @@ def loss(
     return F.cross_entropy(receiver_output, labels, reduction="none"), {}
 
 
-def training_step(game: nn.Module, sender_input: torch.Tensor, width: int) -> Step:
-    """A forward and a backward pass of a game; it returns the mean support."""
+def training_step(game: nn.Module, sender_input: torch.Tensor, width: int) -> Callable[[], torch.Tensor]:
+    """A forward and a backward pass of a game; it returns the supports' sizes."""
     device, batch = sender_input.device, len(sender_input)
     game.to(device)
     labels, receiver_input = torch.zeros(batch, dtype=torch.long, device=device), torch.randn(batch, width).to(device)
@@ -94,7 +96,7 @@ def training_step(game: nn.Module, sender_input: torch.Tensor, width: int) -> St
     return step
 
 
-def vocabulary_step(vocab_size: int, hidden: int, device: str) -> Step:
+def vocabulary_step(vocab_size: int, hidden: int, device: str) -> Callable[[], torch.Tensor]:
     sender = SparsemaxWrapper(Sender(hidden, vocab_size), temperature=1.0)
     return training_step(SymbolGameMarg(sender, Receiver(16), loss), torch.randn(EXAMPLES, hidden).to(device), 16)
 
@@ -139,7 +141,7 @@ def mapping_step(name: str, n_bits: int, device: str) -> Step:
     return step
 
 
-def batch_step(kind: str, batch: int, device: str) -> Step:
+def batch_step(kind: str, batch: int, device: str) -> Callable[[], torch.Tensor]:
     sender_input = torch.randn(batch, 64).to(device)
     if kind == "symbols":
         game = SymbolGameMarg(SparsemaxWrapper(Sender(64, 64), temperature=1.0), Receiver(16), loss)
@@ -149,7 +151,7 @@ def batch_step(kind: str, batch: int, device: str) -> Step:
     return training_step(game, sender_input, 16)
 
 
-def terms_step(terms: int, chunk_size: int | None, device: str) -> Step:
+def terms_step(terms: int, chunk_size: int | None, device: str) -> Callable[[], torch.Tensor]:
     sender = SparsemaxWrapper(GivenScores(1024), temperature=1.0)
     game = SymbolGameMarg(sender, Receiver(128), loss, chunk_size=chunk_size, max_support=None)
     return training_step(game, torch.full((32,), terms, device=device), 128)
@@ -159,7 +161,7 @@ def uneven_sizes(device: str) -> torch.Tensor:
     return torch.tensor([LARGE_SUPPORT] + [1] * 31, device=device)
 
 
-def uneven_step(strategy: Any, device: str) -> Step:
+def uneven_step(strategy: Any, device: str) -> Callable[[], torch.Tensor]:
     sender = SparsemaxWrapper(GivenScores(1024), temperature=1.0)
     game = SymbolGameMarg(sender, Receiver(128), loss, strategy=strategy, max_support=None)
     return training_step(game, uneven_sizes(device), 128)
@@ -181,7 +183,6 @@ def by_hand_step(device: str) -> Step:
 
 
 STEPS: dict[str, Callable[..., Step]] = {
-    "smallest": lambda device: terms_step(1, None, device),
     "vocabulary": vocabulary_step,
     "product": product_step,
     "bits": mapping_step,
@@ -201,36 +202,36 @@ def run(name: str, *arguments: Any) -> None:
 
 
 @functools.cache
-def megabytes(name: str, *arguments: Any) -> float:
-    """The peak memory of a step, in MB above that of the smallest step."""
-    peak = 1e3 * peak_gigabytes("benchmarks.scale", "run", name, *arguments)
-    return peak if name == "smallest" else max(0.0, peak - megabytes("smallest", arguments[-1]))
+def peak(name: str, *arguments: Any) -> float:
+    return 1e3 * peak_gigabytes("benchmarks.scale", "run", name, *arguments)
 
 
 def memory(settings: Settings, name: str, *arguments: Any) -> float | None:
-    return None if settings.quick else megabytes(name, *arguments, str(settings.device))
+    """The peak memory of a step, in MB above that of a small one."""
+    if settings.quick:
+        return None
+    device = str(settings.device)
+    small = peak("vocabulary" if name in ("vocabulary", "batch", "terms", "uneven") else "product", 10, 64, device)
+    return max(0.0, peak(name, *arguments, device) - small)
 
 
-def exponents(rows: Sequence[dict[str, Any]], size: str, columns: Sequence[str], why: str) -> dict[str, Any]:
-    """A row with the fitted exponents of columns over the upper half of the sizes, and the explanation."""
+def exponents(rows: Sequence[dict[str, Any]], size: str, columns: Sequence[str]) -> dict[str, Any]:
+    """A row with the exponents that fit columns over the upper half of the sizes."""
     upper = rows[len(rows) // 2 :] if len(rows) > 2 else rows
     fitted = {
-        column: fitted_exponent([row[size] for row in upper], [max(row[column], 0.1) for row in upper])
+        column: fitted_exponent([row[size] for row in upper], [row[column] for row in upper])
         for column in columns
-        if all(row.get(column) is not None for row in upper)
+        if all(row.get(column) for row in upper)
     }
-    return {size: "exponent", **fitted, "explanation": why}
+    return {size: "exponent", **fitted}
 
 
 def vocabulary_table(settings: Settings, hidden: int, sizes: Sequence[int]) -> Table:
     device, rows = settings.device, []
     for size in sizes:
-        steps = {
-            "product": product_step(size, hidden, str(device)),
-            "step": vocabulary_step(size, hidden, str(device)),
-        }
-        support = steps["step"]()
-        seconds = seconds_in_turns(steps, settings.repeated(7), device)
+        step, product_alone = vocabulary_step(size, hidden, str(device)), product_step(size, hidden, str(device))
+        support = step()
+        seconds = seconds_in_turns({"product": product_alone, "step": step}, settings.repeated(7), device)
         product, whole = milliseconds(seconds["product"]), milliseconds(seconds["step"])
         rows.append(
             {
@@ -245,21 +246,27 @@ def vocabulary_table(settings: Settings, hidden: int, sizes: Sequence[int]) -> T
             }
         )
     why = (
-        "the product is linear; the rest is a constant and a few passes over the scores (maxima, one comparison, zeros "
-        "for the gradient), which dominate only the largest vocabularies; memory is weights, scores and gradients"
+        "The product is linear. The rest is the step's constant costs and a few passes over the scores (maxima, "
+        "minima, a comparison, zeros for the gradient), which dominate only in the largest vocabularies. Memory is "
+        "that of the layer's weights, of the scores, and of their gradients."
     )
-    rows.append(exponents(rows, "symbols", ["product ms", "step ms", "rest ms", "product MB", "step MB"], why))
+    rows.append(exponents(rows, "symbols", ["product ms", "step ms", "rest ms", "product MB", "step MB"]))
     title = f"A training step with {EXAMPLES} examples and {hidden} hidden units, and the score layer's product alone"
-    return Table(f"scale_vocabulary_{hidden}", title, rows)
+    return Table(f"scale_vocabulary_{hidden}", title, rows, [why])
 
 
 def bits_table(settings: Settings) -> Table:
     device, rows = settings.device, []
     sizes = [8, 16] if settings.quick else [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+    linear = "a constant number of passes over the bits, beside a sort of them, and 9 bit-vectors to write"
+    quadratic = (
+        "a share of the bits is undecided, so that there are as many bit-vectors; writing them is most of the work"
+    )
     why = {
+        "budget": quadratic,
         "active set": "its systems of equations are those of the undecided bits; all bits are in its passes",
-        "top-k": "selecting the smallest scores and writing k bit-vectors are linear",
-        "all undecided": "the output is quadratic: as many bit-vectors as bits",
+        "top-k": "selecting the smallest scores and writing k bit-vectors are linear, and not yet all of the time",
+        "all undecided": quadratic,
     }
     for name in MAPPINGS:
         of_mapping = []
@@ -277,10 +284,10 @@ def bits_table(settings: Settings) -> Table:
                     "MB": memory(settings, "bits", name, size) if size >= 256 else None,
                 }
             )
-        linear = "a constant number of passes over the bits, beside a sort of them, and 9 bit-vectors to write"
-        fitted = exponents(of_mapping, "bits", ["output values", "ms", "MB"], why.get(name, linear))
+        fitted = exponents(of_mapping, "bits", ["output values", "ms", "MB"])
         rows += [*of_mapping, {"mapping": name, **fitted}]
-    return Table("scale_bits", f"A mapping of {EXAMPLES} examples to bit-vectors, forward and backward", rows)
+    notes = [f"{name}: {why.get(name, linear)}." for name in MAPPINGS]
+    return Table("scale_bits", f"A mapping of {EXAMPLES} examples to bit-vectors, forward and backward", rows, notes)
 
 
 def batch_table(settings: Settings) -> Table:
@@ -298,10 +305,10 @@ def batch_table(settings: Settings) -> Table:
                 f"{kind}: MB": memory(settings, "batch", kind, size),
             }
         rows.append(row)
-    why = "linear in examples times the largest support of the batch, which grows with the batch"
+    why = "Linear in the number of examples; the constant costs of a step still have a share."
     columns = [f"{kind}: {unit}" for kind in ("symbols", "bits") for unit in ("ms", "MB")]
-    rows.append(exponents(rows, "examples", columns, why))
-    return Table("scale_batch", "A training step with 64 symbols, and with 32 bits", rows)
+    rows.append(exponents(rows, "examples", columns))
+    return Table("scale_batch", "A training step with 64 symbols, and with 32 bits", rows, [why])
 
 
 def terms_table(settings: Settings) -> Table:
@@ -318,9 +325,12 @@ def terms_table(settings: Settings) -> Table:
                 f"MB, chunk_size={CHUNK}": memory(settings, "terms", terms, CHUNK),
             }
         )
-    why = "linear in the terms; with chunk_size one chunk's activations are in memory, and computed twice"
-    rows.append(exponents(rows, "terms", [column for column in rows[0] if column != "terms"], why))
-    return Table("scale_terms", "A training step with 32 examples of equally many messages", rows)
+    why = (
+        "Linear in the terms, above the constant costs of a step. With chunk_size one chunk's activations are in "
+        "memory, and computed twice."
+    )
+    rows.append(exponents(rows, "terms", [column for column in rows[0] if column != "terms"]))
+    return Table("scale_terms", "A training step with 32 examples of equally many messages", rows, [why])
 
 
 def uneven_table(settings: Settings) -> Table:
@@ -349,6 +359,7 @@ def uneven_table(settings: Settings) -> Table:
 
 def tables(settings: Settings) -> list[Table]:
     """The tables of the module's docstring."""
+    torch.manual_seed(0)
     if settings.quick:
         return [
             vocabulary_table(settings, 64, [10, 1000]),
