@@ -248,7 +248,8 @@ def vocabulary_table(settings: Settings, hidden: int, sizes: Sequence[int]) -> T
     why = (
         "The product is linear. The rest is the step's constant costs and a few passes over the scores (maxima, "
         "minima, a comparison, zeros for the gradient), which dominate only in the largest vocabularies. Memory is "
-        "that of the layer's weights, of the scores, and of their gradients."
+        "that of the layer's weights, of the scores, and of their gradients; the product alone also keeps the gradient "
+        "that it is given."
     )
     rows.append(exponents(rows, "symbols", ["product ms", "step ms", "rest ms", "product MB", "step MB"]))
     title = f"A training step with {EXAMPLES} examples and {hidden} hidden units, and the score layer's product alone"
