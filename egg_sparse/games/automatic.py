@@ -11,7 +11,7 @@ import torch
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games.calls import Outcome, ReceiverCall, Strategy
-from egg_sparse.games.distinct import InputReadError, distinct_messages, why_not_distinct
+from egg_sparse.games.distinct import distinct_messages, why_not_distinct
 from egg_sparse.games.groups import play_in_groups, uneven_groups
 from egg_sparse.games.snapshot import Snapshot, holds_vmapped_tensor, is_lazy
 from egg_sparse.games.strategies import play, play_messages
@@ -56,12 +56,17 @@ def play_automatically(
             return play(distribution, call, "distinct", chunk_size, greedy=False), known
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
-        except InputReadError:
+        except Exception:  # what it can no longer play, or the receiver's own fault, which plain calls will raise
             choice.is_distinct = False
     groups = None if choice.divides is False else uneven_groups(distribution)
 
     if groups and choice.divides and known:
-        return _play_groups(distribution, call, groups, known, chunk_size), known
+        try:
+            return _play_groups(distribution, call, groups, known, chunk_size), known
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception:  # as above
+            choice.divides = False
     outcome, known, cause = _play_plainly(distribution, call, known, chunk_size)
 
     if choice.is_distinct is None:

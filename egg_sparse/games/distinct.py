@@ -25,10 +25,6 @@ _MOST_MESSAGES_PER_ROW = 32  # a product over all examples is cheaper than so ma
 _LARGEST_INTEGER = 62  # bits
 
 
-class InputReadError(ValueError):
-    """A receiver reads more than the message."""
-
-
 def distinct_messages(messages: torch.Tensor, vocab_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The distinct messages of a batch.
 
@@ -91,7 +87,7 @@ class _InputGuard(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.watched and any(id(value) in self.watched for value in _leaves((args, kwargs))):
-            raise InputReadError("strategy distinct needs a receiver that reads the message alone; use vmap or loop")
+            raise ValueError("strategy distinct needs a receiver that reads the message alone; use vmap or loop")
         return func(*args, **kwargs)
 
 
@@ -135,8 +131,8 @@ def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | 
     """Plays messages ``(K, B)`` or ``(K, B, D)``, with one receiver call per distinct message.
 
     Raises:
-        ValueError: the receiver acts or normalizes over the batch, or its output has no messages on axis 0.
-        InputReadError: the receiver reads more than the message.
+        ValueError: the receiver acts, normalizes over the batch, or reads more than the message, or its output has no
+            messages on axis 0.
     """
     reason = why_not_distinct(call)
     if reason is not None:

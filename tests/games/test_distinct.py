@@ -202,6 +202,37 @@ class TestWhatAutoTakes:
         game.receiver.quiet = reference.receiver.quiet = False
         torch.testing.assert_close(game(images, labels, images)[0], reference(images, labels, images)[0])
 
+    @pytest.mark.parametrize("how", ["BatchNorm", "a list", "output", "loss"])
+    def test_plain_calls_when_it_can_no_longer_be_played(self, how):
+        class Changing(Decoder):
+            def __init__(self):
+                super().__init__()
+                self.norm = nn.BatchNorm1d(PIXELS).eval()
+
+            def forward(self, message, receiver_input=None, aux_input=None):
+                output = self.norm(super().forward(message))
+                return (output, output.mean()) if how == "output" and self.has_changed else (output, output.mean(1))
+
+        def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+            if how == "loss" and game.receiver.has_changed:
+                assert receiver_output[0].mean().item() < 100
+            return receiver_output[0].sum(1) * receiver_output[1], {}
+
+        results = []
+        images, labels = batch(40)
+        for strategy in ("loop", "auto"):
+            torch.manual_seed(0)
+            game = games(Changing(), loss, strategy=strategy)
+            game.receiver.has_changed = False
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                game(images, labels)
+                assert strategy == "loop" or game(images, labels)[1].aux["receiver_calls"][0] < 1
+                game.receiver.has_changed = True
+                game.receiver.norm.train(how == "BatchNorm")
+                results.append(game(images, labels, None, {"names": ["a"] * 40} if how == "a list" else None)[0])
+        torch.testing.assert_close(*results)
+
     def test_not_losses_that_must_be_played_as_a_batch(self):
         def coupled(sender_input, message, receiver_input, receiver_output, labels, aux_input):
             return (receiver_output - receiver_output.mean(0)).square().sum(1), {}

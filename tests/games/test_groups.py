@@ -92,6 +92,17 @@ def test_examples_on_another_axis_are_played_as_one_batch():
     assert set(interaction.aux["receiver_calls"].tolist()) == {200.0}
 
 
+def test_inputs_that_can_no_longer_be_divided_are_played_as_one_batch():
+    images = torch.randn(len(SIZES), 5, 6, dtype=torch.float64)
+    game = game_of(SIZES)
+    _, interaction, _ = played(game, images, None, images)
+    assert len(set(interaction.aux["receiver_calls"].tolist())) > 1, "the batch was played in groups"
+    loss, interaction = game(images, torch.zeros(3), images)
+    assert set(interaction.aux["receiver_calls"].tolist()) == {200.0}
+    game.strategy = "loop"
+    torch.testing.assert_close(loss, game(images, None, images)[0])
+
+
 def test_a_loss_that_depends_on_the_batch_is_played_as_one_batch():
     def centered(sender_input, message, receiver_input, receiver_output, labels, aux_input):
         return (receiver_output.sum(1) - sender_input.sum((1, 2)).mean()).pow(2), {}
