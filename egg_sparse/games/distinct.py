@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from egg_sparse.games import checks
 from egg_sparse.games.batching_rules import BatchingRules
 from egg_sparse.games.calls import Outcome, ReceiverCall, check_recomputation, in_chunks
-from egg_sparse.games.shared_outputs import NeedsCopiesError, SharedOutput, SharedOutputs
+from egg_sparse.games.shared_outputs import NeedsCopiesError, SharedOutput, SharedOutputs, computed
 
 _MOST_MESSAGES_PER_ROW = 32  # a product over all examples is cheaper than so many rows of losses entry by entry
 _LARGEST_INTEGER = 62  # bits
@@ -143,9 +143,9 @@ def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | 
     distinct, index = distinct_messages(messages, call.vocab_size)
     outputs, structure = _outputs(distinct, call, None if chunk_size is None else chunk_size * batch_size)
     values = None
-    if len(distinct) <= rows * (1 if call.knows_products is False else _MOST_MESSAGES_PER_ROW):
+    if call.knows_products is not False and len(distinct) <= rows * _MOST_MESSAGES_PER_ROW:
         try:
-            values = _judged_for_all(distinct, outputs, structure, call, chunk_size, batch_size, len(distinct) <= rows)
+            values = _judged_for_all(distinct, outputs, structure, call, chunk_size, batch_size)
         except NeedsCopiesError:
             call.knows_products = False
         else:
@@ -191,19 +191,18 @@ def _judged_for_all(
     call: ReceiverCall,
     chunk_size: int | None,
     batch_size: int,
-    may_copy: bool,
 ) -> dict[str, torch.Tensor]:
     """What the loss says of every distinct message for every example, ``(M, B, ...)``."""
 
     def judge(position: torch.Tensor) -> dict[str, torch.Tensor]:
         def judge_one(message: torch.Tensor, *leaves: torch.Tensor) -> dict[str, torch.Tensor]:
-            shared = [SharedOutput.of(leaf, batch_size, may_copy) for leaf in leaves]
+            shared = [SharedOutput.of(leaf, batch_size) for leaf in leaves]
             with SharedOutputs():
                 values = call.judged(
                     message.expand(batch_size, *message.shape), pytree.tree_unflatten(shared, structure)
                 )
             values.pop("receiver_output", None)
-            return values
+            return {name: computed(value) for name, value in values.items()}
 
         parts = [distinct, *outputs]
         if len(position) < len(distinct):

@@ -42,13 +42,10 @@ class SharedOutputs(BatchingRules):
 
 
 class _Deferred(torch.Tensor):
-    """A tensor that is computed only if an operation needs all its entries.
+    """A tensor whose entries are not computed, unless it has one per example alone.
 
-    Attributes:
-        may_be_computed: whether that is allowed; if not, such an operation raises NeedsCopiesError.
+    An operation that needs them, or writes to them, raises NeedsCopiesError.
     """
-
-    may_be_computed: bool
 
     @staticmethod
     def _rules() -> dict[Any, Callable]:
@@ -66,6 +63,8 @@ class _Deferred(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        if _writes_to_deferred(func, args, kwargs):
+            raise NeedsCopiesError(f"{func} writes to an output")
         for value in args[:2]:
             rule = value._rules().get(func) if isinstance(value, _Deferred) else None
             result = rule(*args, **kwargs) if rule else NotImplemented
@@ -81,9 +80,21 @@ class _Deferred(torch.Tensor):
 
     def computed(self, func: Any) -> torch.Tensor:
         """The tensor with all its entries, for an operation."""
-        if not self.may_be_computed:
+        if self.dim() > 1:
             raise NeedsCopiesError(f"{getattr(func, '__name__', func)} needs an output per example")
         return self._computed()
+
+
+def computed(value: torch.Tensor) -> torch.Tensor:
+    """A tensor with all its entries."""
+    return value.computed("a result") if isinstance(value, _Deferred) else value
+
+
+def _writes_to_deferred(func: Any, args: Sequence[Any], options: dict[str, Any]) -> bool:
+    """Whether a function, such as ``clamp_`` or ``__iadd__``, writes to a deferred tensor."""
+    name = getattr(func, "__name__", "")
+    in_place = name in _ASSIGNMENTS or (name.endswith("_") and not name.endswith("__")) or options.get("inplace")
+    return isinstance(args[0] if in_place and args else options.get("out"), _Deferred)
 
 
 class SharedOutput(_Deferred):
@@ -96,10 +107,10 @@ class SharedOutput(_Deferred):
     entries: torch.Tensor
 
     @staticmethod
-    def of(entries: torch.Tensor, batch_size: int, may_be_computed: bool) -> SharedOutput:
+    def of(entries: torch.Tensor, batch_size: int) -> SharedOutput:
         shape = (batch_size, *entries.shape)
         output = torch.Tensor._make_wrapper_subclass(SharedOutput, shape, dtype=entries.dtype, device=entries.device)
-        output.entries, output.may_be_computed = entries, may_be_computed
+        output.entries = entries
         return output
 
     @staticmethod
@@ -107,13 +118,11 @@ class SharedOutput(_Deferred):
         return _OF_OUTPUTS
 
     def _computed(self) -> torch.Tensor:
-        return self.entries.expand(self.shape)
+        return self.entries.expand(self.shape).clone()  # since the loss may write to it
 
-    def with_entries(self, entries: torch.Tensor) -> torch.Tensor:
-        """Another output of the same examples; one of a single entry is an ordinary tensor ``(B,)``."""
-        if entries.dim() == 0:
-            return entries.expand(self.shape[0])
-        return SharedOutput.of(entries, self.shape[0], self.may_be_computed)
+    def with_entries(self, entries: torch.Tensor) -> SharedOutput:
+        """Another output of the same examples."""
+        return SharedOutput.of(entries, self.shape[0])
 
 
 Term = tuple["torch.Tensor | None", "torch.Tensor | None"]
@@ -129,13 +138,13 @@ class ElementwiseLoss(_Deferred):
     terms: list[Term]
 
     @staticmethod
-    def of(terms: list[Term], shape: Sequence[int], may_be_computed: bool) -> ElementwiseLoss:
+    def of(terms: list[Term], shape: Sequence[int]) -> ElementwiseLoss:
         parts = [part for term in terms for part in term if part is not None]
         dtype = parts[0].dtype
         for part in parts:
             dtype = torch.promote_types(dtype, part.dtype)
         loss = torch.Tensor._make_wrapper_subclass(ElementwiseLoss, shape, dtype=dtype, device=parts[0].device)
-        loss.terms, loss.may_be_computed = terms, may_be_computed
+        loss.terms = terms
         return loss
 
     @staticmethod
@@ -184,8 +193,8 @@ def _new_shape(value: torch.Tensor, shape: Sequence[Any]) -> torch.Size | None:
     return torch.Size(sizes) if fits else None
 
 
-def _view(value: Any, *shape: Any) -> Any:
-    sizes = _new_shape(value, shape)
+def _view(value: Any, *shape: Any, **by_keyword: Any) -> Any:
+    sizes = None if by_keyword else _new_shape(value, shape)
     if sizes is None:
         return NotImplemented
     if isinstance(value, SharedOutput):
@@ -193,7 +202,7 @@ def _view(value: Any, *shape: Any) -> Any:
     terms = [
         (None if f is None else f.reshape(sizes[1:]), None if g is None else g.reshape(sizes)) for f, g in value.terms
     ]
-    return ElementwiseLoss.of(terms, sizes, value.may_be_computed)
+    return ElementwiseLoss.of(terms, sizes)
 
 
 def _flatten(value: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
@@ -205,9 +214,14 @@ def _flatten(value: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 
 def _getitem(value: SharedOutput, index: Any) -> Any:
     first, *others = index if isinstance(index, tuple) else (index,)
-    if first == slice(None) and not any(isinstance(other, torch.Tensor) for other in others):
+    if isinstance(first, slice) and first == slice(None) and all(map(_is_basic, others)):
         return value.with_entries(value.entries[tuple(others)]) if others else value
     return NotImplemented
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether an index is none of those that NumPy calls advanced, which may put their axes before the examples'."""
+    return index is None or index is Ellipsis or (isinstance(index, (int, slice)) and not isinstance(index, bool))
 
 
 def _entrywise(function: Callable) -> Callable:
@@ -227,7 +241,7 @@ def _within_examples(function: Callable) -> Callable:
     def rule(value: Any, dim: Any = None, *args: Any, **options: Any) -> Any:
         if isinstance(dim, int):
             dims, dim = {dim % value.dim()}, dim if dim < 0 else dim - 1
-        elif isinstance(dim, (list, tuple)):
+        elif isinstance(dim, (list, tuple)) and dim:
             dims, dim = {axis % value.dim() for axis in dim}, [axis if axis < 0 else axis - 1 for axis in dim]
         else:
             return NotImplemented
@@ -238,19 +252,19 @@ def _within_examples(function: Callable) -> Callable:
     return rule
 
 
-def _reduced(loss: Any, dim: Any, keepdim: bool, dtype: Any) -> Any:
-    if dim is None or keepdim or dtype is not None:
+def _reduced(loss: Any, dim: Any = None, *others: Any, **options: Any) -> Any:
+    if dim in (None, (), []) or any(others) or any(options.values()):
         return NotImplemented, 0
     axes = {axis % loss.dim() for axis in ((dim,) if isinstance(dim, int) else dim)}
     return loss.summed(axes), math.prod(loss.shape[axis] for axis in axes)
 
 
-def _sum(loss: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    return _reduced(loss, dim, keepdim, dtype)[0]
+def _sum(loss: Any, *args: Any, **options: Any) -> Any:
+    return _reduced(loss, *args, **options)[0]
 
 
-def _mean(loss: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    total, count = _reduced(loss, dim, keepdim, dtype)
+def _mean(loss: Any, *args: Any, **options: Any) -> Any:
+    total, count = _reduced(loss, *args, **options)
     return total if total is NotImplemented else total / count
 
 
@@ -288,7 +302,7 @@ def _binary_cross_entropy(input: Any, target: Any, weight: Any = None, *args: An
     if args or not isinstance(input, SharedOutput) or not _is_target(target, input, {**options, "weight": weight}):
         return NotImplemented
     log_p, log_complement = unmapped(lambda _, p: _NegativeLogs.apply(p), input.entries)
-    return ElementwiseLoss.of([(log_p, target), (log_complement, 1 - target)], input.shape, input.may_be_computed)
+    return ElementwiseLoss.of([(log_p, target), (log_complement, 1 - target)], input.shape)
 
 
 def _with_logits(input: Any, target: Any, weight: Any = None, *args: Any, **options: Any) -> Any:
@@ -296,18 +310,16 @@ def _with_logits(input: Any, target: Any, weight: Any = None, *args: Any, **opti
         return NotImplemented
     scores = input.entries
     terms: list[Term] = [(-F.logsigmoid(scores), target), (-F.logsigmoid(-scores), 1 - target)]
-    return ElementwiseLoss.of(terms, input.shape, input.may_be_computed)
+    return ElementwiseLoss.of(terms, input.shape)
 
 
 def _squared_error(input: Any, target: Any, *args: Any, **options: Any) -> Any:
     output, other = (input, target) if isinstance(input, SharedOutput) else (target, input)
     if args or not isinstance(output, SharedOutput) or not _is_target(other, output, options):
         return NotImplemented
-    center = other.mean(0).detach()  # keeps the squares small, which nearly cancel
+    center = other.mean(0).detach().nan_to_num(0, 0, 0)  # keeps the squares small, which nearly cancel
     o, t = output.entries - center, other - center
-    return ElementwiseLoss.of(
-        [(o.square(), None), (-2 * o, t), (None, t.square())], output.shape, output.may_be_computed
-    )
+    return ElementwiseLoss.of([(o.square(), None), (-2 * o, t), (None, t.square())], output.shape)
 
 
 def _cross_entropy(input: Any, target: Any, *args: Any, **options: Any) -> Any:
@@ -338,6 +350,11 @@ _T = torch.Tensor
 _METADATA: set[Any] = {
     *(_T.dim, _T.size, _T.numel, _T.is_floating_point, _T.__len__),
     *(getattr(_T, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda", "layout")),
+}
+
+_ASSIGNMENTS = {
+    *("__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__idiv__", "__itruediv__", "__ifloordiv__"),
+    *("__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
 }
 
 _VIEWS: dict[Any, Callable] = {

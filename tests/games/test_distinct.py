@@ -233,6 +233,22 @@ class TestWhatAutoTakes:
                 results.append(game(images, labels, None, {"names": ["a"] * 40} if how == "a list" else None)[0])
         torch.testing.assert_close(*results)
 
+    def test_losses_that_write_to_masked_entries_after_the_first_batch(self):
+        def masked(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+            loss = F.mse_loss(receiver_output, image_of(sender_input), reduction="none")
+            loss[labels < 0] = 0
+            return loss.sum(1), {}
+
+        images, labels = batch(40)
+        results = []
+        for strategy in ("loop", "auto"):
+            torch.manual_seed(0)
+            game = games(Decoder(), masked, fixed_sender(Sender(4, VOCABULARY, 0), "softmax"), strategy=strategy)
+            game(images, labels)
+            value, _ = game(images, labels - 4)
+            results.append([value, *gradients(value, game)])
+        torch.testing.assert_close(*results)
+
     def test_not_losses_that_must_be_played_as_a_batch(self):
         def coupled(sender_input, message, receiver_input, receiver_output, labels, aux_input):
             return (receiver_output - receiver_output.mean(0)).square().sum(1), {}
