@@ -79,7 +79,7 @@ def play_automatically(
             logger.info("strategy auto plays this receiver with %s", known)
     if groups and not choice.is_distinct and choice.divides is None:
         played = known
-        choice.divides = _agrees(
+        choice.divides = not call.batch_averages and _agrees(
             outcome, lambda: _play_groups(distribution, call, groups, played, chunk_size), distribution, call
         )
     if cause is not None and not choice.is_distinct:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from egg_sparse.games import checks
-from egg_sparse.games.batching_rules import BatchingRules
+from egg_sparse.games.batching_rules import BatchingRules, is_mapped
 from egg_sparse.games.calls import Outcome, ReceiverCall, check_recomputation, in_chunks
 from egg_sparse.games.shared_outputs import NeedsCopiesError, SharedOutput, SharedOutputs, computed
 
@@ -202,6 +202,8 @@ def _judged_for_all(
                     message.expand(batch_size, *message.shape), pytree.tree_unflatten(shared, structure)
                 )
             values.pop("receiver_output", None)
+            if any(is_mapped(values[f"aux/{name}"]) for name in call.batch_averages):
+                raise NeedsCopiesError("an average over the batch is one over a row of the support")
             return {name: computed(value) for name, value in values.items()}
 
         parts = [distinct, *outputs]

@@ -233,6 +233,22 @@ class TestWhatAutoTakes:
                 results.append(game(images, labels, None, {"names": ["a"] * 40} if how == "a list" else None)[0])
         torch.testing.assert_close(*results)
 
+    def test_averages_over_the_batch_that_are_equal_in_the_first(self):
+        def averaging(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+            loss = F.mse_loss(receiver_output, image_of(sender_input), reduction="none").sum(1)
+            return loss, {"accuracy": (receiver_output.argmax(1) == labels).double().mean(), "weight": 0.5}
+
+        images, labels = batch(40)
+        averages = []
+        for strategy in ("loop", "auto", "distinct"):
+            torch.manual_seed(0)
+            game = games(Decoder(), averaging, strategy=strategy)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                game(images, labels - 100)
+                averages.append(game(images, labels)[1].aux["accuracy"])
+        torch.testing.assert_close(averages[1:], averages[:1] * 2)
+
     def test_losses_that_write_to_masked_entries_after_the_first_batch(self):
         def masked(sender_input, message, receiver_input, receiver_output, labels, aux_input):
             loss = F.mse_loss(receiver_output, image_of(sender_input), reduction="none")

@@ -115,6 +115,21 @@ def test_a_loss_that_depends_on_the_batch_is_played_as_one_batch():
     torch.testing.assert_close(loss, game(images, None, images)[0])
 
 
+def test_an_average_over_the_batch_is_one_over_the_whole_batch():
+    def averaging(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return receiver_output.square().sum(1), {"accuracy": (receiver_output.argmax(1) == labels).double().mean()}
+
+    images, labels = torch.randn(len(SIZES), 5, 6, dtype=torch.float64), torch.arange(len(SIZES)) % 5
+    averages = []
+    for strategy in ("loop", "auto"):
+        game = game_of(SIZES, averaging, strategy=strategy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            game(images, labels - 100, images)
+            averages.append(game(images, labels, images)[1].aux["accuracy"])
+    torch.testing.assert_close(*averages)
+
+
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_groups_hold_every_example_once_within_their_size(sizes):
