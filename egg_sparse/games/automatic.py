@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from egg_sparse.distribution import SparseDistribution
-from egg_sparse.games.calls import Outcome, ReceiverCall, Strategy
+from egg_sparse.games.calls import Outcome, ReceiverCall, Strategy, vmap_can_be_recomputed
 from egg_sparse.games.distinct import distinct_messages, why_not_distinct
 from egg_sparse.games.groups import play_in_groups, uneven_groups
 from egg_sparse.games.snapshot import Snapshot, holds_vmapped_tensor, is_lazy
@@ -70,7 +70,7 @@ def play_automatically(
     outcome, known, cause = _play_plainly(distribution, call, known, chunk_size)
 
     if choice.is_distinct is None:
-        choice.is_distinct = _may_be_distinct(distribution, call) and _agrees(
+        choice.is_distinct = _may_be_distinct(distribution, call, chunk_size) and _agrees(
             outcome, lambda: play(distribution, call, "distinct", chunk_size, greedy=False), distribution, call
         )
         if choice.is_distinct:
@@ -130,7 +130,9 @@ def _play_groups(
     return play_in_groups(play_group, distribution.messages, call, groups)
 
 
-def _may_be_distinct(distribution: SparseDistribution, call: ReceiverCall) -> bool:
+def _may_be_distinct(distribution: SparseDistribution, call: ReceiverCall, chunk_size: int | None) -> bool:
+    if chunk_size is not None and not vmap_can_be_recomputed():
+        return False
     if why_not_distinct(call) is not None:
         return False
     if not distribution.messages.is_floating_point() or call.vocab_size is not None:

@@ -146,6 +146,25 @@ class ReceiverCall:
         return values
 
 
+@functools.cache
+def vmap_can_be_recomputed() -> bool:
+    """Whether torch.func.vmap works under the hooks that recomputation needs, as it does from torch 2.6 on."""
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            torch.func.vmap(torch.neg)(torch.zeros(1))
+    except RuntimeError:
+        return False
+    return True
+
+
+def check_chunks(strategy: Strategy, chunk_size: int | None) -> None:
+    """Raises RuntimeError if chunks, which a strategy plays with torch.func.vmap, could not be recomputed."""
+    if chunk_size is not None and torch.is_grad_enabled() and not vmap_can_be_recomputed():
+        raise RuntimeError(
+            f"chunk_size needs torch 2.6 or newer with strategy {strategy}, this is {torch.__version__}; use loop"
+        )
+
+
 def in_chunks(
     function: Callable[[torch.Tensor], dict[str, torch.Tensor]], inputs: torch.Tensor, chunk_size: int | None
 ) -> dict[str, torch.Tensor]:
@@ -160,22 +179,3 @@ def in_chunks(
         for part in inputs.split(chunk_size)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-@functools.cache
-def vmap_can_be_recomputed() -> bool:
-    """Whether torch.func.vmap works under the hooks that recomputation needs, as it does from torch 2.6 on."""
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
-            torch.func.vmap(torch.neg)(torch.zeros(1))
-    except RuntimeError:
-        return False
-    return True
-
-
-def check_recomputation(strategy: Strategy, chunk_size: int | None) -> None:
-    """Raises RuntimeError if chunks of a strategy that uses torch.func.vmap cannot be recomputed."""
-    if chunk_size is not None and torch.is_grad_enabled() and not vmap_can_be_recomputed():
-        raise RuntimeError(
-            f"chunk_size needs torch 2.6 or newer with strategy {strategy}, this is {torch.__version__}; use loop"
-        )

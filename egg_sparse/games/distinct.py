@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from egg_sparse.games import checks
 from egg_sparse.games.batching_rules import BatchingRules, is_mapped
-from egg_sparse.games.calls import Outcome, ReceiverCall, check_recomputation, in_chunks
+from egg_sparse.games.calls import Outcome, ReceiverCall, check_chunks, in_chunks
 from egg_sparse.games.shared_outputs import NeedsCopiesError, SharedOutput, SharedOutputs, computed
 
 _MOST_MESSAGES_PER_ROW = 32  # a product over all examples is cheaper than so many rows of losses entry by entry
@@ -133,12 +133,13 @@ def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | 
     Raises:
         ValueError: the receiver acts, normalizes over the batch, or reads more than the message, or its output has no
             messages on axis 0.
+        RuntimeError: chunks cannot be recomputed by this version of torch.
     """
     reason = why_not_distinct(call)
     if reason is not None:
         needs = "needs" if reason.startswith("inputs") else "cannot play"
         raise ValueError(f"strategy distinct {needs} {reason}; use vmap or loop")
-    check_recomputation("distinct", chunk_size)
+    check_chunks("distinct", chunk_size)
     rows, batch_size = messages.shape[:2]
     distinct, index = distinct_messages(messages, call.vocab_size)
     outputs, structure = _outputs(distinct, call, None if chunk_size is None else chunk_size * batch_size)

@@ -16,7 +16,7 @@ import torch
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games import checks
 from egg_sparse.games.batching_rules import BatchingRules
-from egg_sparse.games.calls import Outcome, ReceiverCall, Strategy, check_recomputation, in_chunks
+from egg_sparse.games.calls import Outcome, ReceiverCall, Strategy, check_chunks, in_chunks
 from egg_sparse.games.distinct import play_distinct
 
 
@@ -43,7 +43,7 @@ def play_messages(messages: torch.Tensor, call: ReceiverCall, strategy: Strategy
 
 
 def _play_vmap(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | None) -> dict[str, torch.Tensor]:
-    check_recomputation("vmap", chunk_size)
+    check_chunks("vmap", chunk_size)
 
     def play_row(message: torch.Tensor) -> dict[str, torch.Tensor]:
         with BatchingRules():
