@@ -150,6 +150,10 @@ def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | 
         except NeedsCopiesError:
             call.knows_products = False
         else:
+            # 0 times the infinite slope of a pair outside of the supports would be NaN
+            if torch.is_grad_enabled() and not torch.isfinite(values["loss"]).all():
+                call.knows_products, values = False, None
+        if values is not None:
             examples = torch.arange(batch_size, device=index.device)
             values = {name: value[index, examples] for name, value in values.items()}
     if values is None:

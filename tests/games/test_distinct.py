@@ -267,6 +267,35 @@ class TestWhatAutoTakes:
                 averages.append(game(images, labels)[1].aux["accuracy"])
         torch.testing.assert_close(averages[1:], averages[:1] * 2)
 
+    def test_losses_that_are_infinite_outside_of_the_supports(self):
+        class Certain(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scores = nn.Parameter(1e3 * torch.eye(VOCABULARY)[:, :PIXELS])
+
+            def forward(self, message, receiver_input=None, aux_input=None):
+                return self.scores[message]
+
+        class Informed(nn.Linear):
+            def forward(self, images, aux_input=None):
+                symbols = torch.arange(len(images)) % PIXELS
+                is_sent = F.one_hot(symbols, VOCABULARY) + F.one_hot(torch.full_like(symbols, PIXELS), VOCABULARY)
+                return super().forward(images[:, 0]).tanh() + 10 * is_sent
+
+        def perplexity(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+            return F.cross_entropy(receiver_output, labels, reduction="none").exp(), {}
+
+        results = []
+        data = batch(40)
+        for strategy in ("loop", "auto"):
+            torch.manual_seed(0)
+            game = games(Certain(), perplexity, fixed_sender(Informed(4, VOCABULARY), "entmax15"), strategy=strategy)
+            game(*data)
+            value, _ = game(*data)
+            results.append([value, *gradients(value, game)])
+            assert torch.isfinite(torch.cat([part.flatten() for part in results[-1]])).all()
+        torch.testing.assert_close(*results)
+
     def test_losses_that_write_to_masked_entries_after_the_first_batch(self):
         def masked(sender_input, message, receiver_input, receiver_output, labels, aux_input):
             loss = F.mse_loss(receiver_output, image_of(sender_input), reduction="none")
