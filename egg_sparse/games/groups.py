@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils import _pytree as pytree
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games.calls import Outcome, ReceiverCall
@@ -65,6 +67,21 @@ def uneven_groups(distribution: SparseDistribution) -> list[tuple[int, list[int]
     return groups if 2 * sum(size * len(examples) for size, examples in groups) <= rows * batch_size else None
 
 
+def _may_differ_by_example(value: Any, batch_size: int) -> bool:
+    """Whether an input holds something that is no tensor and has as many entries as there are examples."""
+    if isinstance(value, (torch.Tensor, str)):
+        return False
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif not isinstance(value, (list, tuple)) or not _holds_tensors(value):
+        return hasattr(value, "__len__") and len(value) == batch_size
+    return any(_may_differ_by_example(item, batch_size) for item in value)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+
+
 def play_in_groups(
     play: Callable[[torch.Tensor, ReceiverCall], Outcome],
     messages: torch.Tensor,
@@ -80,9 +97,12 @@ def play_in_groups(
         groups: the groups, see :func:`groups_of`.
 
     Raises:
-        ValueError: an input has no axis 0 of examples.
+        ValueError: an input has no axis 0 of examples, or may have entries per example that are no tensors.
     """
     rows, batch_size = messages.shape[:2]
+    for name, value in vars(call.batch).items():
+        if _may_differ_by_example(value, batch_size):
+            raise ValueError(f"{name} cannot be divided: it has {batch_size} entries, as many as examples")
     outcomes, order = [], []
     for size, members in groups:
         examples = torch.tensor(members, device=messages.device)

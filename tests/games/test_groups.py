@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -113,6 +114,22 @@ def test_a_loss_that_depends_on_the_batch_is_played_as_one_batch():
     assert set(interaction.aux["receiver_calls"].tolist()) == {200.0}
     game.strategy = "loop"
     torch.testing.assert_close(loss, game(images, None, images)[0])
+
+
+@pytest.mark.parametrize("as_input", [list, np.array, lambda weights: [[weight] for weight in weights]])
+def test_an_input_of_other_entries_per_example_is_not_divided(as_input):
+    def weighted(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        weights = torch.tensor([float(np.sum(aux_input["weights"][i])) for i in range(len(receiver_output))])
+        return receiver_output.square().sum(1) * weights, {}
+
+    images = torch.randn(len(SIZES), 5, 6, dtype=torch.float64)
+    weights = torch.arange(len(SIZES))
+    losses = []
+    for strategy in ("loop", "auto"):
+        game = game_of(SIZES, weighted, strategy=strategy)
+        game(images, None, images, {"weights": as_input([1] * len(SIZES))})
+        losses.append(game(images, None, images, {"weights": as_input(weights.tolist())})[0])
+    torch.testing.assert_close(*losses)
 
 
 def test_an_average_over_the_batch_is_one_over_the_whole_batch():
