@@ -387,7 +387,20 @@ def _recurrent(network: Callable) -> Callable:
     return rule
 
 
+def requires_grad(tensor: torch.Tensor) -> Any:
+    """The rule of ``tensor.requires_grad``, which torch.func.vmap makes False even where a gradient flows.
+
+    A receiver that asks may hook into its backward pass, which vmap cannot trace, and which is then an error.
+    """
+    if not is_mapped(tensor):
+        return NotImplemented
+    while is_mapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
 _RULES: dict[Any, Callable] = {
+    torch.Tensor.requires_grad.__get__: requires_grad,  # type: ignore[attr-defined]
     torch.matmul: _matmul,
     torch.linalg.matmul: _matmul,
     torch.Tensor.matmul: _matmul,

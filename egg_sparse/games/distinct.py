@@ -71,8 +71,11 @@ def _distinct_vectors(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return distinct, index.view(vectors.shape[:2])
 
 
+_HOOKS = "a receiver with backward hooks, which would get one gradient for several examples"
+
+
 class _InputGuard(TorchFunctionMode):
-    """A context in which no operation may read certain tensors.
+    """A context in which no operation may read certain tensors, or hook into the backward pass.
 
     Args:
         inputs: the tensors, and dictionaries, lists and tuples of them.
@@ -86,6 +89,8 @@ class _InputGuard(TorchFunctionMode):
         self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.register_hook:
+            raise ValueError(f"strategy distinct cannot play {_HOOKS}; use vmap or loop")
         if self.watched and any(id(value) in self.watched for value in _leaves((args, kwargs))):
             raise ValueError("strategy distinct needs a receiver that reads the message alone; use vmap or loop")
         return func(*args, **kwargs)
@@ -107,14 +112,16 @@ def why_not_distinct(call: ReceiverCall) -> str | None:
         return "a receiver that acts, whose random action would be the same for several examples"
     if checks.batch_norms(call.receiver):
         return "a receiver with BatchNorm in training, which would normalize over other messages"
+    modules = list(call.receiver.modules()) if isinstance(call.receiver, nn.Module) else []
+    if any(module._backward_hooks or module._backward_pre_hooks for module in modules):
+        return _HOOKS
     inputs = (call.batch.receiver_input, call.batch.aux_input)
     if not all(_can_be_watched(value) for value in inputs):
         return "inputs that are tensors, numbers, or dictionaries of these, so that the receiver's use of them is seen"
     has_inputs = any(isinstance(value, torch.Tensor) for value in _leaves(inputs))
-    if has_inputs and isinstance(call.receiver, nn.Module):
-        compiled = (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)
-        if any(isinstance(module, compiled) for module in call.receiver.modules()):
-            return "a compiled receiver, whose use of its inputs is not seen"
+    compiled = (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)
+    if has_inputs and any(isinstance(module, compiled) for module in modules):
+        return "a compiled receiver, whose use of its inputs is not seen"
     return None
 
 

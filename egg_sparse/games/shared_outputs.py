@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
-from egg_sparse.games.batching_rules import BatchingRules, contracted, is_mapped, unmapped
+from egg_sparse.games.batching_rules import BatchingRules, contracted, is_mapped, requires_grad, unmapped
 
 
 class NeedsCopiesError(RuntimeError):
@@ -213,7 +213,7 @@ def _flatten(value: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 
 
 def _getitem(value: SharedOutput, index: Any) -> Any:
-    first, *others = index if isinstance(index, tuple) else (index,)
+    first, *others = index if isinstance(index, tuple) and index else (index,)
     if isinstance(first, slice) and first == slice(None) and all(map(_is_basic, others)):
         return value.with_entries(value.entries[tuple(others)]) if others else value
     return NotImplemented
@@ -375,7 +375,7 @@ _WITHIN_EXAMPLES: list[Any] = [
 
 _OF_OUTPUTS: dict[Any, Callable] = {
     **_VIEWS,
-    _T.requires_grad.__get__: lambda value: value.entries.requires_grad,  # type: ignore[attr-defined]
+    _T.requires_grad.__get__: lambda value: requires_grad(value.entries),  # type: ignore[attr-defined]
     _T.__getitem__: _getitem,
     F.binary_cross_entropy: _binary_cross_entropy,
     F.binary_cross_entropy_with_logits: _with_logits,

@@ -151,6 +151,36 @@ def test_what_vmap_cannot_trace_is_played_by_loop(receiver_class):
     torch.testing.assert_close(reference(images, None, images)[0], loss)
 
 
+@pytest.mark.parametrize("reads_input", [False, True])
+@pytest.mark.parametrize("kind", ["layer", "tensor"])
+def test_auto_obeys_backward_hooks(kind, reads_input):
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.out = nn.Embedding(17, 6), nn.Linear(6, 5)
+            if kind == "layer":
+                self.out.register_full_backward_hook(lambda layer, inputs, outputs: (inputs[0].clamp(-0.01, 0.01),))
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            hidden = self.read(message) + (receiver_input[0].sum(1, keepdim=True) if reads_input else 0)
+            if kind == "tensor" and hidden.requires_grad:
+                hidden.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+            return self.out(hidden)
+
+    results = []
+    for strategy in ("loop", "auto"):
+        torch.manual_seed(0)
+        game = SymbolGameMarg(fixed_sender(Sender(4, 17, 1), "softmax"), Hooked(), distance_of_axis_1).double()
+        game.strategy = strategy
+        images = batch_of(8, 1)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for _ in range(2):
+                loss, _ = game(images, None, images)
+        results.append([loss, *gradients(loss, game)])
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
 def test_dropout_differs_between_messages(strategy):
     sender = fixed_sender(Sender(4, 17, 0), "softmax")
