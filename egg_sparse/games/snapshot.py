@@ -83,19 +83,20 @@ class Snapshot:
                 if not _overlaps_itself(buffer):  # nothing can have been written to one that does
                     # as data, so that a graph which has saved the buffer does not count it as changed
                     buffer.data.copy_(content)
-            _set_buffers(owner, buffers)
+            _set_buffers(owner, buffers, contents)
 
     def start_trial(self) -> None:
         """Restores the state with copies of the buffers in their place, so that a call leaves the buffers untouched."""
         self._restore_all_but_buffers()
         for owner, buffers, contents in zip(self._owners, self._buffers, self._contents, strict=True):
-            _set_buffers(owner, {**buffers, **{name: content.clone() for name, content in contents.items()}})
+            copies = {name: content.clone() for name, content in contents.items()}
+            _set_buffers(owner, {**buffers, **copies}, contents)
 
     def end_trials(self) -> None:
         """Restores the state after :meth:`start_trial`, with the buffers themselves."""
         self._restore_all_but_buffers()
-        for owner, buffers in zip(self._owners, self._buffers, strict=True):
-            _set_buffers(owner, buffers)
+        for owner, buffers, contents in zip(self._owners, self._buffers, self._contents, strict=True):
+            _set_buffers(owner, buffers, contents)
 
     def _restore_all_but_buffers(self) -> None:
         for owner, attributes in zip(self._owners, self._attributes, strict=True):
@@ -149,8 +150,12 @@ def _buffers(owner: Any) -> dict[str, Any]:
     return owner._buffers if isinstance(owner, nn.Module) else {}
 
 
-def _set_buffers(owner: Any, buffers: dict[str, Any]) -> None:
-    if isinstance(owner, nn.Module):
+def _set_buffers(owner: Any, buffers: dict[str, Any], contents: dict[str, torch.Tensor]) -> None:
+    """Gives a module these buffers; a scripted one, which keeps its own, gets their contents."""
+    if isinstance(owner, torch.jit.ScriptModule):
+        for name, content in contents.items():
+            _buffers(owner)[name].data.copy_(content)
+    elif isinstance(owner, nn.Module):
         owner._buffers.clear()
         owner._buffers.update(buffers)
 

@@ -64,3 +64,33 @@ class TestTheFailedAttemptOfAuto:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             game(*batch_of(5, 0))[0].backward()
+
+
+def test_scripted_layers_are_played_and_keep_their_state():
+    class Scripted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Embedding(17, 6)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.norm = torch.jit.script(nn.BatchNorm1d(6))
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.norm(self.read(message))
+
+    means = []
+    for checks in ("approximate", "refuse"):  # a check of a loss that ignores the receiver plays it several times
+        torch.manual_seed(0)
+        game = SymbolGameMarg(
+            fixed_sender(Sender(4, 17, 0), "entmax15"),
+            Scripted(),
+            lambda sender_input, *_: (sender_input.sum((1, 2)), {}),
+            strategy="loop",
+            coupled=checks,
+        ).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            game(batch_of(5, 0)[0], None)
+        means.append(game.receiver.norm.running_mean)
+    assert means[0].abs().max() > 0
+    torch.testing.assert_close(*means)
