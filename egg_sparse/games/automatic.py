@@ -19,7 +19,7 @@ from egg_sparse.games.strategies import play, play_messages
 logger = logging.getLogger("egg_sparse")
 
 _MOST_DISTINCT = 0.75  # the share of vector messages that are distinct, above which nothing is gained
-_ROUNDING = 64  # in units of the type's precision
+_ROUNDING, _LARGEST_TOLERANCE = 64, 0.03  # in units of the type's precision, and for half precision
 
 
 @dataclass
@@ -29,10 +29,12 @@ class Choice:
     Attributes:
         is_distinct: whether ``distinct`` gives the result of plain calls; None if that was not tried.
         divides: whether groups of examples can be played by themselves; None if that was not tried.
+        batches: the number of batches that have been played.
     """
 
     is_distinct: bool | None = None
     divides: bool | None = None
+    batches: int = 0
 
 
 def play_automatically(
@@ -44,44 +46,49 @@ def play_automatically(
 ) -> tuple[Outcome, Strategy | None]:
     """Plays with ``distinct``, ``vmap`` or ``loop``, and returns that of the latter two that works for the receiver.
 
-    The first batch is played with vmap, or with loop if vmap cannot trace the receiver. Then it is played with
-    ``distinct``, if that is possible, and, if the supports are uneven, in groups of examples; what gives the same
-    losses is used from then on. ``choice`` is updated. A strategy that is ``known`` to work is used again. A lazy
-    receiver is first called with ``loop``, which finds out its shapes; no strategy is known after that.
+    Plain calls are vmap, or loop if vmap cannot trace the receiver. Batches 1, 2, 4, 8 and so on are played plainly and
+    then with ``distinct``, if that is possible, or, if the supports are uneven, in groups of examples. What gives the
+    same losses is used, until the next of these batches. ``choice`` is updated. A strategy that is ``known`` to work is
+    used again. A lazy receiver is first called with ``loop``, which finds out its shapes; no strategy is known then.
     """
     if known is None and is_lazy(call.agents):
         return play(distribution, call, "loop", chunk_size, greedy=False), None
-    if choice.is_distinct:
-        try:
-            return play(distribution, call, "distinct", chunk_size, greedy=False), known
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception:  # what it can no longer play, or the receiver's own fault, which plain calls will raise
-            choice.is_distinct = False
-    groups = None if choice.divides is False else uneven_groups(distribution)
+    choice.batches += 1
+    is_compared = choice.batches & (choice.batches - 1) == 0
 
-    if groups and choice.divides and known:
-        try:
-            return _play_groups(distribution, call, groups, known, chunk_size), known
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception:  # as above
-            choice.divides = False
+    def play_distinct() -> Outcome:
+        return play(distribution, call, "distinct", chunk_size, greedy=False)
+
+    def play_by_groups() -> Outcome:
+        assert groups is not None and known is not None  # noqa: PT018
+        return _play_groups(distribution, call, groups, known, chunk_size)
+
+    if choice.is_distinct and not is_compared:
+        found = _tried(play_distinct)
+        if found is not None:
+            return found, known
+        choice.is_distinct = False
+    groups = None if choice.divides is False else uneven_groups(distribution)
+    if groups and choice.divides and known and not is_compared:
+        found = _tried(play_by_groups)
+        if found is not None:
+            return found, known
+        choice.divides = False
     outcome, known, cause = _play_plainly(distribution, call, known, chunk_size)
 
-    if choice.is_distinct is None:
-        choice.is_distinct = _may_be_distinct(distribution, call, chunk_size) and _agrees(
-            outcome, lambda: play(distribution, call, "distinct", chunk_size, greedy=False), distribution, call
+    # What agrees plays every batch, so that a resumed run equals an uninterrupted one.
+    found = None
+    if choice.is_distinct is not False:
+        agrees = _may_be_distinct(distribution, call, chunk_size) and _agrees(
+            outcome, play_distinct, distribution, call
         )
+        found = _tried(play_distinct) if agrees else None
+        choice.is_distinct = found is not None
+    if choice.batches == 1:
         if choice.is_distinct:
             logger.info("strategy auto calls this receiver once per distinct message (distinct)")
         elif cause is None:
             logger.info("strategy auto plays this receiver with %s", known)
-    if groups and not choice.is_distinct and choice.divides is None:
-        played = known
-        choice.divides = not call.batch_averages and _agrees(
-            outcome, lambda: _play_groups(distribution, call, groups, played, chunk_size), distribution, call
-        )
     if cause is not None and not choice.is_distinct:
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         warnings.warn(
@@ -89,7 +96,21 @@ def play_automatically(
             RuntimeWarning,
             stacklevel=2,
         )
-    return outcome, known
+    if groups and choice.divides is not False and found is None:
+        agrees = not call.batch_averages and _agrees(outcome, play_by_groups, distribution, call)
+        found = _tried(play_by_groups) if agrees else None
+        choice.divides = found is not None
+    return found or outcome, known
+
+
+def _tried(play: Callable[[], Outcome]) -> Outcome | None:
+    """The outcome; None if it cannot be had, or if the agents are at fault, which plain calls will raise."""
+    try:
+        return play()
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception:
+        return None
 
 
 def _play_plainly(
@@ -183,6 +204,6 @@ def _are_close(values: torch.Tensor, others: torch.Tensor, mask: torch.Tensor) -
     values, others = values[mask], others[mask]
     if not values.is_floating_point():
         return torch.equal(values, others)
-    tolerance = _ROUNDING * torch.finfo(values.dtype).eps
+    tolerance = min(_ROUNDING * torch.finfo(values.dtype).eps, _LARGEST_TOLERANCE)
     largest = torch.where(values.isfinite(), values, 0).abs().amax()
     return torch.allclose(values, others.to(values), tolerance, tolerance * float(largest), equal_nan=True)

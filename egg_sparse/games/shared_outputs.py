@@ -131,6 +131,8 @@ Term = tuple["torch.Tensor | None", "torch.Tensor | None"]
 class ElementwiseLoss(_Deferred):
     r"""A loss :math:`\sum_i f_i(o_j)\, g_i(t_{bj})` per entry, ``(B, ...)``.
 
+    Its sums have the loss's own type, whatever the type of the terms.
+
     Attributes:
         terms: f ``(...)`` and g ``(B, ...)`` of every i; None for 1.
     """
@@ -138,12 +140,9 @@ class ElementwiseLoss(_Deferred):
     terms: list[Term]
 
     @staticmethod
-    def of(terms: list[Term], shape: Sequence[int]) -> ElementwiseLoss:
-        parts = [part for term in terms for part in term if part is not None]
-        dtype = parts[0].dtype
-        for part in parts:
-            dtype = torch.promote_types(dtype, part.dtype)
-        loss = torch.Tensor._make_wrapper_subclass(ElementwiseLoss, shape, dtype=dtype, device=parts[0].device)
+    def of(terms: list[Term], shape: Sequence[int], dtype: torch.dtype) -> ElementwiseLoss:
+        device = next(part.device for term in terms for part in term if part is not None)
+        loss = torch.Tensor._make_wrapper_subclass(ElementwiseLoss, shape, dtype=dtype, device=device)
         loss.terms = terms
         return loss
 
@@ -155,7 +154,7 @@ class ElementwiseLoss(_Deferred):
         total: Any = 0
         for f, g in self.terms:
             total = total + (g if f is None else f if g is None else f * g)
-        return total.expand(self.shape)
+        return total.to(self.dtype).expand(self.shape)
 
     def summed(self, axes: set[int]) -> Any:
         """The sum over axes; NotImplemented if the examples' axis is among them."""
@@ -175,7 +174,7 @@ class ElementwiseLoss(_Deferred):
                 part = contracted(equation, f, g)
                 part = torch.einsum(equation, f, g) if part is NotImplemented else part
             total = total + part
-        return total.expand([self.shape[axis] for axis in kept])
+        return total.to(self.dtype).expand([self.shape[axis] for axis in kept])
 
 
 # --- rules of views, of outputs and of losses
@@ -202,7 +201,7 @@ def _view(value: Any, *shape: Any, **by_keyword: Any) -> Any:
     terms = [
         (None if f is None else f.reshape(sizes[1:]), None if g is None else g.reshape(sizes)) for f, g in value.terms
     ]
-    return ElementwiseLoss.of(terms, sizes)
+    return ElementwiseLoss.of(terms, sizes, value.dtype)
 
 
 def _flatten(value: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
@@ -302,7 +301,8 @@ def _binary_cross_entropy(input: Any, target: Any, weight: Any = None, *args: An
     if args or not isinstance(input, SharedOutput) or not _is_target(target, input, {**options, "weight": weight}):
         return NotImplemented
     log_p, log_complement = unmapped(lambda _, p: _NegativeLogs.apply(p), input.entries)
-    return ElementwiseLoss.of([(log_p, target), (log_complement, 1 - target)], input.shape)
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    return ElementwiseLoss.of([(log_p, target), (log_complement, 1 - target)], input.shape, dtype)
 
 
 def _with_logits(input: Any, target: Any, weight: Any = None, *args: Any, **options: Any) -> Any:
@@ -310,16 +310,19 @@ def _with_logits(input: Any, target: Any, weight: Any = None, *args: Any, **opti
         return NotImplemented
     scores = input.entries
     terms: list[Term] = [(-F.logsigmoid(scores), target), (-F.logsigmoid(-scores), 1 - target)]
-    return ElementwiseLoss.of(terms, input.shape)
+    return ElementwiseLoss.of(terms, input.shape, torch.promote_types(input.dtype, target.dtype))
 
 
 def _squared_error(input: Any, target: Any, *args: Any, **options: Any) -> Any:
     output, other = (input, target) if isinstance(input, SharedOutput) else (target, input)
     if args or not isinstance(output, SharedOutput) or not _is_target(other, output, options):
         return NotImplemented
-    center = other.mean(0).detach().nan_to_num(0, 0, 0)  # keeps the squares small, which nearly cancel
-    o, t = output.entries - center, other - center
-    return ElementwiseLoss.of([(o.square(), None), (-2 * o, t), (None, t.square())], output.shape)
+    # the squares nearly cancel: subtracting the mean target keeps them small, and double precision what is left of them
+    wide = torch.promote_types(output.dtype, other.dtype)
+    o, t = output.entries.double(), other.double()
+    center = t.mean(0).detach().nan_to_num(0, 0, 0)
+    o, t = o - center, t - center
+    return ElementwiseLoss.of([(o.square(), None), (-2 * o, t), (None, t.square())], output.shape, wide)
 
 
 def _cross_entropy(input: Any, target: Any, *args: Any, **options: Any) -> Any:

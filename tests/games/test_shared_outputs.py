@@ -178,6 +178,17 @@ def test_binary_cross_entropy_near_0_and_1_has_torchs_value_and_gradient(value, 
         torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3, 0.0])
+def test_squared_errors_of_close_outputs_are_exact(distance):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(B, 784, generator=generator)
+    outputs = target + distance * torch.randn(B, 784, generator=generator)
+    found = results(lambda output: F.mse_loss(output, target, reduction="none").mean(1), outputs)
+    wanted = torch.stack([(entries - target).double().square().mean(1) for entries in outputs])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
+    assert found.dtype == torch.float32
+
+
 def test_shared_outputs_look_like_tensors():
     seen = []
 
