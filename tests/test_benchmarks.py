@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measure, receivers, shared_decoder, signal_game_step
+from benchmarks import measure, receivers, shared_decoder, signal_game_step, training_steps
 from benchmarks.agents import sender_of_support
 from benchmarks.measure import Settings, Spread, Table
 
@@ -251,3 +251,16 @@ def test_runs_in_fresh_processes_give_ranges(tmp_path):
     assert [row["import"] for row in rows] == ["torch", "egg_sparse"]
     assert all(len(row["s"]["runs"]) == 2 and row["s"]["median"] > 0 for row in rows)
     assert "2 runs" in (tmp_path / "import_time.md").read_text()
+
+
+@pytest.mark.parametrize("entry", training_steps.ENTRIES)
+def test_the_plain_loops_beside_a_training_step_have_its_loss(entry, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # the VAE's, which is drawn in another order
+    build, _ = training_steps.ENTRIES[entry]
+    entry = build(CPU, 2, 2)
+    batch = next(iter(entry.loader))
+    entry.game.train()(*batch)  # which finds the temperature
+    temperature = entry.core_game.sender.temperature
+    loss, _ = entry.game(*batch)
+    for loop in (entry.plain, entry.tuned):
+        torch.testing.assert_close(loop(entry.game, temperature)(*batch), loss, rtol=1e-4, atol=1e-5)
