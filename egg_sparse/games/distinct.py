@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games import checks
 from egg_sparse.games.batching_rules import BatchingRules, is_mapped
 from egg_sparse.games.calls import Outcome, ReceiverCall, check_chunks, in_chunks
@@ -134,8 +135,8 @@ def _can_be_watched(value: Any, in_list: bool = False) -> bool:
     return isinstance(value, torch.Tensor) or value is None or (not in_list and isinstance(value, (int, float, str)))
 
 
-def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | None) -> Outcome:
-    """Plays messages ``(K, B)`` or ``(K, B, D)``, with one receiver call per distinct message.
+def play_distinct(distribution: SparseDistribution, call: ReceiverCall, chunk_size: int | None) -> Outcome:
+    """Plays the support of the distribution, with one receiver call per distinct message.
 
     Raises:
         ValueError: the receiver acts, normalizes over the batch, or reads more than the message, or its output has no
@@ -147,6 +148,7 @@ def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | 
         needs = "needs" if reason.startswith("inputs") else "cannot play"
         raise ValueError(f"strategy distinct {needs} {reason}; use vmap or loop")
     check_chunks("distinct", chunk_size)
+    messages = distribution.messages
     rows, batch_size = messages.shape[:2]
     distinct, index = distinct_messages(messages, call.vocab_size)
     outputs, structure = _outputs(distinct, call, None if chunk_size is None else chunk_size * batch_size)
@@ -169,8 +171,7 @@ def play_distinct(messages: torch.Tensor, call: ReceiverCall, chunk_size: int | 
     if call.keep_output and len(outputs) == 1 and structure.is_leaf():
         first = outputs[0].index_select(0, index[0])
     values.pop("receiver_output", None)
-    calls = torch.full((batch_size,), len(distinct) / batch_size, device=messages.device)
-    return Outcome(values, first, calls)
+    return Outcome(values, first, distribution.support_size)
 
 
 def _outputs(

@@ -333,7 +333,7 @@ class SymbolGameMarg(_MarginalGame):
     the loss itself, without the entropies that the game's own loss includes; ``sender_entropy`` in nats; ``support``,
     the number of messages of non-zero probability; ``receiver_calls``, the number of messages that the receiver was
     given for the example (with vmap and loop the largest support in the batch or in its group of examples, with
-    distinct the number of distinct messages divided by that of examples), unless only the most probable one was played;
+    distinct the example's own support, though examples share calls), unless only the most probable one was played;
     ``exact``, 1 where the support is within ``max_support``, else 0.
 
     Raises:

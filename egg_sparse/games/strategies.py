@@ -28,13 +28,13 @@ def play(
         return play_messages(distribution.messages[:1], call, "loop", None)
     if strategy == "gather":
         return _play_gather(distribution, call, chunk_size)
+    if strategy == "distinct":
+        return play_distinct(distribution, call, chunk_size)
     return play_messages(distribution.messages, call, strategy, chunk_size)
 
 
 def play_messages(messages: torch.Tensor, call: ReceiverCall, strategy: Strategy, chunk_size: int | None) -> Outcome:
-    """Plays messages ``(K, B)`` or ``(K, B, D)`` with any strategy but gather."""
-    if strategy == "distinct":
-        return play_distinct(messages, call, chunk_size)
+    """Plays messages ``(K, B)`` or ``(K, B, D)`` with vmap or loop."""
     rows, batch_size = messages.shape[:2]
     values = (_play_vmap if strategy == "vmap" else _play_loop)(messages, call, chunk_size)
     output = values.pop("receiver_output", None)
