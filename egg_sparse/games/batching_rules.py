@@ -134,7 +134,11 @@ def contracted(equation: str, *operands: torch.Tensor) -> Any:
     return unmapped(lambda _, *values: torch.einsum(with_messages, *values), *operands)
 
 
-def _matmul(a: Any, b: Any, *, out: Any = None) -> Any:
+# --- rules, whose parameters are named as torch names them, since an operation may be called by keywords
+
+
+def _matmul(input: Any, other: Any, *, out: Any = None) -> Any:
+    a, b = input, other
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)) or out is not None:
         return NotImplemented
     if min(a.dim(), b.dim()) == 0 or max(a.dim(), b.dim()) < 3:  # torch's rule for vectors and matrices is good
@@ -146,17 +150,28 @@ def _matmul(a: Any, b: Any, *, out: Any = None) -> Any:
     return contracted(f"{left}{rows}j,{right}j{columns}->...{rows}{columns}", a, b)
 
 
-def _bmm(a: Any, b: Any, *, out: Any = None, **other: Any) -> Any:
-    fits = isinstance(b, torch.Tensor) and a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0]
-    return NotImplemented if other or not fits else _matmul(a, b, out=out)
+def _bmm(input: Any, mat2: Any, *others: Any, out: Any = None, **options: Any) -> Any:
+    fits = isinstance(mat2, torch.Tensor) and input.dim() == mat2.dim() == 3 and input.shape[0] == mat2.shape[0]
+    return NotImplemented if others or options or not fits else _matmul(input, mat2, out=out)
 
 
-def _baddbmm(added: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1, out: Any = None, **other: Any) -> Any:
-    product = NotImplemented if other or added.dtype != a.dtype else _bmm(a, b, out=out)
-    if product is NotImplemented or not _broadcasts_to(added.shape, product.shape):
+def _baddbmm(
+    input: Any,
+    batch1: Any,
+    batch2: Any,
+    *others: Any,
+    beta: float = 1,
+    alpha: float = 1,
+    out: Any = None,
+    **options: Any,
+) -> Any:
+    product = NotImplemented
+    if not others and not options and input.dtype == batch1.dtype:
+        product = _bmm(batch1, batch2, out=out)
+    if product is NotImplemented or not _broadcasts_to(input.shape, product.shape):
         return NotImplemented
     scaled = product if alpha == 1 else alpha * product
-    return scaled if beta == 0 else scaled + beta * added.to(scaled.dtype)
+    return scaled if beta == 0 else scaled + beta * input.to(scaled.dtype)
 
 
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
@@ -188,7 +203,10 @@ def _einsum(*args: Any) -> Any:
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase  # torch.einsum's own order of indices
 
 
-def _bilinear(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+def _bilinear(
+    input1: torch.Tensor, input2: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> Any:
+    a, b = input1, input2
     if _any_mapped(weight, bias) or not _any_mapped(a, b) or not a.dim() == b.dim() > 1 or a.shape[:-1] != b.shape[:-1]:
         return NotImplemented
     if (a.shape[-1], b.shape[-1]) != weight.shape[1:]:
@@ -319,16 +337,16 @@ def _multi_head_attention(
     return _folded(lambda q, k, v: attend(q, k, v, None, mask), (query, key, value), [1, 1, 1], 1, 0)
 
 
-def _index_select(values: torch.Tensor, dim: int, index: torch.Tensor, *, out: Any = None) -> Any:
-    if out is not None or is_mapped(values) or not is_mapped(index) or index.dim() != 1:
+def _index_select(input: torch.Tensor, dim: int, index: torch.Tensor, *, out: Any = None) -> Any:
+    if out is not None or is_mapped(input) or not is_mapped(index) or index.dim() != 1:
         return NotImplemented
-    return _folded(lambda index: values.index_select(dim, index), [index], [0], dim)
+    return _folded(lambda index: input.index_select(dim, index), [index], [0], dim)
 
 
-def _gather(values: torch.Tensor, dim: int, index: torch.Tensor, *, out: Any = None, **options: Any) -> Any:
-    if out is not None or is_mapped(values) or not is_mapped(index) or values.dim() != index.dim() or not index.dim():
+def _gather(input: torch.Tensor, dim: int, index: torch.Tensor, *, out: Any = None, **options: Any) -> Any:
+    if out is not None or is_mapped(input) or not is_mapped(index) or input.dim() != index.dim() or not index.dim():
         return NotImplemented
-    return _folded(lambda index: values.gather(dim, index, **options), [index], [dim], dim)
+    return _folded(lambda index: input.gather(dim, index, **options), [index], [dim], dim)
 
 
 def _group_norm(x: torch.Tensor, num_groups: int, *args: Any, **options: Any) -> Any:
@@ -353,15 +371,15 @@ def _of_targets(loss: Callable) -> Callable:
 def _cell(cell: Callable) -> Callable:
     """The rule of a recurrent cell, of which a message is one more example."""
 
-    def rule(x: torch.Tensor, state: Any, *weights: Any) -> Any:
-        states = state if isinstance(state, (tuple, list)) else (state,)
-        if not _any_mapped(x, states) or _any_mapped(weights) or x.dim() != 2:
+    def rule(input: torch.Tensor, hx: Any, *weights: Any, **by_name: Any) -> Any:
+        states = hx if isinstance(hx, (tuple, list)) else (hx,)
+        if by_name or not _any_mapped(input, states) or _any_mapped(weights) or input.dim() != 2:
             return NotImplemented
 
         def call(x: torch.Tensor, *states: torch.Tensor) -> Any:
-            return cell(x, states if isinstance(state, (tuple, list)) else states[0], *weights)
+            return cell(x, states if isinstance(hx, (tuple, list)) else states[0], *weights)
 
-        operands = (x, *states)
+        operands = (input, *states)
         return _folded(call, operands, [0] * len(operands), *[0] * len(states))
 
     return rule

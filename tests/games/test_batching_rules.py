@@ -130,6 +130,33 @@ def test_products_that_do_not_fit_raise_torchs_error(left, right):
         mapped(torch.bmm, a, b, in_dims=(None, 0))
 
 
+CELL = nn.GRUCell(E, 3)
+WEIGHTS = {"w_ih": CELL.weight_ih, "w_hh": CELL.weight_hh, "b_ih": CELL.bias_ih, "b_hh": CELL.bias_hh}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, c: torch.matmul(input=c, other=m.unsqueeze(-1)),
+        lambda m, c: c.matmul(other=m.unsqueeze(-1)),
+        lambda m, c: torch.bmm(input=c, mat2=m.unsqueeze(-1)),
+        lambda m, c: torch.baddbmm(input=c[:, :, :1], batch1=c, batch2=m.unsqueeze(-1), beta=2, alpha=3),
+        lambda m, c: F.bilinear(input1=m, input2=c[:, 0], weight=c[:2, 0, :, None].expand(2, E, E)),
+        lambda m, c: F.cosine_similarity(x1=m.unsqueeze(1), x2=c, dim=-1),
+        lambda m, c: torch.cdist(x1=m.unsqueeze(1), x2=c),
+        lambda m, c: F.scaled_dot_product_attention(query=m.unsqueeze(1), key=c, value=c),
+        lambda m, c: torch.index_select(input=c[0], dim=1, index=m.argsort(1)[0]),
+        lambda m, c: torch.gather(input=c[:, 0], dim=1, index=m.argsort(1)),
+        lambda m, c: F.group_norm(input=m, num_groups=2),
+        lambda m, c: F.cross_entropy(input=m, target=c[:, 0].argmax(1), reduction="none"),
+        lambda m, c: torch.gru_cell(input=m, hx=c[:, 0, :3], **WEIGHTS),
+    ],
+)
+def test_operations_that_are_called_by_keywords(function):
+    expected, found = mapped(function, torch.randn(K, B, E), torch.randn(B, G, E), in_dims=(0, None))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     "equation", ["be,bge->bg", "be,bge", "...e,...ge->...g", "be,bgf->bgef", "bb,bge->bg", "be , bge"]
 )
