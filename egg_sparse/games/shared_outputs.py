@@ -181,8 +181,8 @@ class ElementwiseLoss(_Deferred):
 
 
 def _new_shape(value: torch.Tensor, shape: Sequence[Any]) -> torch.Size | None:
-    """The shape that ``view`` is given; None if its axis 0 is not that of the examples."""
-    sizes = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+    """The shape that ``view`` is given; None if its axis 0 is not that of the examples, or if it is given a type."""
+    sizes = list(shape[0] if len(shape) == 1 and isinstance(shape[0], (list, tuple)) else shape)
     if not all(isinstance(size, int) for size in sizes):
         return None
     known = math.prod(size for size in sizes if size != -1)

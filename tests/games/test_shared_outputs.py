@@ -102,6 +102,7 @@ COPIED = {
     "lists as indices": lambda output: output.unsqueeze(2)[:, [0, 1], :, [1, 2]].sum((0, 2)),
     "no index": lambda output: output[()].sum((1, 2)) + output[()][:, 0, 0] * TARGET[:, 0, 0],
     "shape by keyword": lambda output: squared(output).reshape(shape=(B, -1)).sum(1),
+    "view of another type": lambda output: output.view(torch.long).sum((1, 2)),
     "axis by NumPy's name": lambda output: squared(output).sum(axis=(1, 2)),
 }
 
