@@ -135,15 +135,17 @@ class ElementwiseLoss(_Deferred):
 
     Attributes:
         terms: f ``(...)`` and g ``(B, ...)`` of every i; None for 1.
+        may_cancel: whether terms of a loss that is never negative may have a sum that rounding makes negative.
     """
 
     terms: list[Term]
+    may_cancel: bool
 
     @staticmethod
-    def of(terms: list[Term], shape: Sequence[int], dtype: torch.dtype) -> ElementwiseLoss:
+    def of(terms: list[Term], shape: Sequence[int], dtype: torch.dtype, may_cancel: bool = False) -> ElementwiseLoss:
         device = next(part.device for term in terms for part in term if part is not None)
         loss = torch.Tensor._make_wrapper_subclass(ElementwiseLoss, shape, dtype=dtype, device=device)
-        loss.terms = terms
+        loss.terms, loss.may_cancel = terms, may_cancel
         return loss
 
     @staticmethod
@@ -154,7 +156,7 @@ class ElementwiseLoss(_Deferred):
         total: Any = 0
         for f, g in self.terms:
             total = total + (g if f is None else f if g is None else f * g)
-        return total.to(self.dtype).expand(self.shape)
+        return self._rounded(total, self.shape)
 
     def summed(self, axes: set[int]) -> Any:
         """The sum over axes; NotImplemented if the examples' axis is among them."""
@@ -174,7 +176,12 @@ class ElementwiseLoss(_Deferred):
                 part = contracted(equation, f, g)
                 part = torch.einsum(equation, f, g) if part is NotImplemented else part
             total = total + part
-        return total.to(self.dtype).expand([self.shape[axis] for axis in kept])
+        return self._rounded(total, [self.shape[axis] for axis in kept])
+
+    def _rounded(self, total: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        if self.may_cancel:  # the gradient of a sum of 0 is 0, whatever a square root makes of it
+            total = torch.where(total <= 0, 0, total)
+        return total.to(self.dtype).expand(shape)
 
 
 # --- rules of views, of outputs and of losses
@@ -201,7 +208,7 @@ def _view(value: Any, *shape: Any, **by_keyword: Any) -> Any:
     terms = [
         (None if f is None else f.reshape(sizes[1:]), None if g is None else g.reshape(sizes)) for f, g in value.terms
     ]
-    return ElementwiseLoss.of(terms, sizes, value.dtype)
+    return ElementwiseLoss.of(terms, sizes, value.dtype, value.may_cancel)
 
 
 def _flatten(value: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
@@ -322,7 +329,8 @@ def _squared_error(input: Any, target: Any, *args: Any, **options: Any) -> Any:
     o, t = output.entries.double(), other.double()
     center = t.mean(0).detach().nan_to_num(0, 0, 0)
     o, t = o - center, t - center
-    return ElementwiseLoss.of([(o.square(), None), (-2 * o, t), (None, t.square())], output.shape, wide)
+    terms: list[Term] = [(o.square(), None), (-2 * o, t), (None, t.square())]
+    return ElementwiseLoss.of(terms, output.shape, wide, may_cancel=True)
 
 
 def _cross_entropy(input: Any, target: Any, *args: Any, **options: Any) -> Any:

@@ -107,10 +107,10 @@ COPIED = {
 }
 
 
-def results(function, outputs):
+def results(function, outputs, batch_size=B):
     def judge(entries):
         with SharedOutputs():
-            return computed(function(SharedOutput.of(entries, B)))
+            return computed(function(SharedOutput.of(entries, batch_size)))
 
     return torch.func.vmap(judge)(outputs)
 
@@ -188,6 +188,18 @@ def test_squared_errors_of_close_outputs_are_exact(distance):
     wanted = torch.stack([(entries - target).double().square().mean(1) for entries in outputs])
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
     assert found.dtype == torch.float32
+
+
+def test_roots_of_squared_errors_of_0_are_finite_with_finite_gradients():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(30, 50, generator=generator)
+    outputs = target[:20].clone().requires_grad_()
+    found = results(lambda output: F.mse_loss(output, target, reduction="none").mean(1).sqrt(), outputs, len(target))
+    assert found.isfinite().all()
+    assert found.diagonal().max() < 1e-6
+    different = 1 - torch.eye(*found.shape)  # the pairs of which plain calls have finite gradients, too
+    (gradient,) = torch.autograd.grad((different * found).sum(), outputs)
+    assert gradient.isfinite().all()
 
 
 def test_shared_outputs_look_like_tensors():
