@@ -274,6 +274,7 @@ def _distribution(
     check_scores(scores, _COLUMNS)
     if not isinstance(temperature, torch.Tensor):
         check_temperature(temperature)
+        temperature = max(temperature, torch.finfo(probability_type(scores)).tiny)  # a smaller one is 0 in that dtype
     batch, vocab_size = scores.shape
     wide = probability_type(scores)
     if batch == 0:

@@ -301,7 +301,7 @@ def test_gradients_of_large_vocabularies(mapping):
     scores = torch.randn(2, 270, dtype=torch.float64, requires_grad=True)
     assert mapping(scores).support_size.max() < 135
     weights = torch.randn(270, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: dense(mapping(x), 270) @ weights, (scores,), atol=1e-4)
+    assert torch.autograd.gradcheck(lambda x: dense(mapping(x), 270) @ weights, (scores,), atol=1e-4, fast_mode=True)
     assert torch.autograd.gradgradcheck(
         lambda x: (dense(mapping(x), 270).pow(2) @ weights).cos(), (scores,), atol=1e-4, fast_mode=True
     )
@@ -313,6 +313,15 @@ def test_gradients_of_a_learned_alpha_and_of_the_temperature():
     weights = torch.randn(400, dtype=torch.float64)
     alone = lambda alpha, temperature: dense(entmax(scores.detach(), alpha, temperature), 400) @ weights  # noqa: E731
     assert torch.autograd.gradcheck(alone, numbers, atol=1e-4)
+
+
+@of_large_vocabularies
+def test_tiny_temperatures(mapping, reference):
+    for vocab_size in (9, 700):
+        scores = torch.randn(3, vocab_size)
+        found = mapping(scores, 1e-300)
+        assert found.probs.tolist() == [[1.0] * 3]
+        assert torch.equal(found.mode, scores.argmax(1))
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan])
