@@ -218,10 +218,10 @@ class _MarginalGame(OneMessageGame):
     def _check_coupling(self, distribution: SparseDistribution, call: ReceiverCall) -> None:
         """Refuses a receiver and a loss that make an example's loss depend on the messages of others."""
         if self.coupled == "approximate":
-            if self.strategy == "gather":
+            if self.strategy in ("gather", "distinct"):
                 raise ValueError(
                     'coupled="approximate" needs strategy vmap or loop, which play each row of messages as a batch; '
-                    "gather would play an example against itself"
+                    f"{self.strategy} would play an example against itself"
                 )
             return
         known = self._known_receivers[call.receiver].losses[call.loss]
@@ -302,12 +302,12 @@ class SymbolGameMarg(_MarginalGame):
             calls the receiver once per message that occurs in the batch, for receivers that read the message alone; a
             random receiver, such as one with Dropout, then draws once per message and not once per example. "gather"
             plays only the (message, example) pairs of non-zero probability, and needs inputs with examples on axis 0
-            and metrics with one value per example. "auto" is vmap, or loop with a warning that names the cause; where
-            the first batch shows that the losses are the same, it is distinct, or vmap in groups of examples with
-            supports of similar size. All give the same loss, if no example's loss depends on the messages of others.
-            Where it does, vmap, loop and auto play each row of messages as a batch, which is not the expectation over
-            independent messages, and gather cannot play it. BatchNorm in training is such a case, of which a warning
-            tells.
+            and metrics with one value per example. "auto" is vmap, or loop with a warning that names the cause. It
+            plays batches 1, 2, 4, 8 and so on in another way, too, distinct or groups of examples with supports of
+            similar size, and uses that way until the next comparison if the losses are the same. All give the same
+            loss, if no example's loss depends on the messages of others. Where it does, vmap, loop and auto play each
+            row of messages as a batch, which is not the expectation over independent messages, and gather and distinct
+            cannot play it. BatchNorm in training is such a case, of which a warning tells.
         chunk_size: the largest number of messages (rows) that are played at a time, to be recomputed in the backward
             pass, so that memory does not grow with the support; None for all at once.
         evaluation: the messages that are played in evaluation mode: "greedy", the most probable one, as in EGG's

@@ -100,9 +100,9 @@ class TestCoupledLosses:
         sent = game.sender(images, None)
         assert 0 < len(sent.messages[sent.mask].unique()) < 6
         assert gradient.abs().sum(1).nonzero().flatten().tolist() == sent.messages[sent.mask].unique().tolist()
-        game.strategy = "gather"
-        with pytest.raises(ValueError, match=r"coupled.* gather"):
-            game(images, None)
+        for game.strategy in ("gather", "distinct"):
+            with pytest.raises(ValueError, match=rf"coupled.* {game.strategy}"):
+                game(images, None)
 
     @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
     @pytest.mark.parametrize("receiver_class", ["Dropping", "Acting", "Drawing", "Poisson"])
