@@ -5,8 +5,8 @@ check of every loss and gradient, and the Interactions. After every epoch the pl
 the weights and at the temperature that they had before it, on the same batches from the same loader, with the same
 mathematics: entmax's sparsemax, one call of the receiver for all (example, message) pairs of non-zero probability,
 PyTorch's default Adam. "tuned" is the same loop with the fused Adam, and in the semi-supervised VAE with one call of
-each agent for both batches. Times are CPU time of
-one thread, and with a GPU those of a clock. The ratio is the median of the epochs' ratios.
+each agent for both batches. Times are CPU time of one thread, and with a GPU those of a clock. The ratio is the median
+of the epochs' ratios.
 
 The entries: the signal game on scikit-learn's digits with default options, and at the paper's size (4,096 features, the
 paper's sender); the semi-supervised VAE at the paper's size (784 pixels), sure of most classes; the bit-vector VAE on

@@ -68,8 +68,6 @@ def games(receiver, loss, sender=None, **options):
 @pytest.mark.parametrize("kind", ["index", "one_hot", "top-k", "SparseMAP"])
 @pytest.mark.parametrize("chunk_size", [None, pytest.param(1, marks=pytest.mark.slow), 4])
 def test_loss_metrics_and_gradients_are_those_of_plain_calls(loss, kind, chunk_size):
-    if chunk_size and not vmap_can_be_recomputed():
-        pytest.skip("needs torch 2.6")
     if kind in ("index", "one_hot"):
         sender = fixed_sender(Sender(4, VOCABULARY, 0), "entmax15", kind)
         receiver = Decoder(kind == "one_hot")

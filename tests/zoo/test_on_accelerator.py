@@ -74,8 +74,8 @@ def build_semi_supervised_vae(params):
     return opts, game, loader, evaluate, callbacks
 
 
-# How often a step waits: for the largest support. "gather", which both VAEs
-# play with, waits for the number of terms too; EGG's games and wrappers check distributions.
+# How often a step waits: for the largest support. "gather", which both VAEs play with, waits for the number of terms,
+# too; EGG's games and wrappers check distributions.
 RUNS = {
     ("signal_game", ""): 1,
     ("signal_game", "--sender=paper --pixels=brightness"): 1,
