@@ -103,11 +103,13 @@ def test_a_slow_step_is_measured_three_times_and_then_left_out(clock):
     assert {name: len(measured) for name, measured in seconds.items()} == {"quick": 8, "slow": 3, "between": 5}
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_contains_what_it_allocates():
     gigabytes = [measure.peak_gigabytes("torch", "ones", numbers) for numbers in (1, 50_000_000)]
     assert gigabytes[1] - gigabytes[0] == pytest.approx(0.2, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_process_whose_memory_is_measured_may_not_fail():
     with pytest.raises(RuntimeError, match=r"(?s)import torch.*failed.*must be"):
         measure.peak_gigabytes("torch", "ones", "many")
@@ -236,7 +238,10 @@ def test_runs_in_fresh_processes_give_ranges(tmp_path):
     assert "2 runs" in (tmp_path / "import_time.md").read_text()
 
 
-@pytest.mark.parametrize("entry", training_steps.ENTRIES)
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(entry, marks=[pytest.mark.slow] * ("paper" in entry)) for entry in training_steps.ENTRIES],
+)
 def test_the_plain_loops_beside_a_training_step_have_its_loss(entry, monkeypatch):
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # the VAE's, which is drawn in another order
     build, _ = training_steps.ENTRIES[entry]

@@ -89,6 +89,7 @@ def test_real_egg_is_used(egg):
     assert result.stdout.startswith("egg.core | EGG")
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """Importing the package imports torch and entmax, and none of the extras."""
     code = """

@@ -47,10 +47,21 @@ def brute_force(game, batch, vocab_size, one_hot, coefficient):
     return (total - coefficient * entropy).mean(), aux, probs
 
 
-@pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", "softmax", 1.3, "learned"])
+@pytest.mark.parametrize(
+    "normalizer", ["sparsemax", "entmax15", "softmax", pytest.param(1.3, marks=pytest.mark.slow), "learned"]
+)
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
 @pytest.mark.parametrize("message_format", ["index", "one_hot"])
-@pytest.mark.parametrize(("vocab_size", "size", "axis"), [(1, 1, 0), (2, 3, 0), (17, 5, 0), (17, 5, 1), (300, 2, 1)])
+@pytest.mark.parametrize(
+    ("vocab_size", "size", "axis"),
+    [
+        (1, 1, 0),
+        pytest.param(2, 3, 0, marks=pytest.mark.slow),
+        (17, 5, 0),
+        (17, 5, 1),
+        pytest.param(300, 2, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_loss_and_gradients_equal_the_sum_over_the_vocabulary(
     normalizer, strategy, message_format, vocab_size, size, axis
 ):

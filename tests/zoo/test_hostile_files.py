@@ -375,6 +375,7 @@ class TestTorchvisionsFiles:
             with pytest.raises(OSError, match=r"--data_root: MNIST.* 60000.* 30"):
                 load()
 
+    @pytest.mark.slow
     def test_fuzz(self, contents, tmp_path):
         def read():
             train, test = images.torchvision("mnist", str(tmp_path))

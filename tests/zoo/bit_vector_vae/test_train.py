@@ -176,7 +176,7 @@ def test_linear_ends_where_it_should():
         slow(["--mode=sparsemap", "--decomposition=active_set", "--budget=2"]),
         slow(["--mode=sparsemap", "--max_support=2", "--entropy_warmup=1", "--entropy_start=5"]),
         ["--mode=topksparse", "--topksparse=5", "--nll=paper"],
-        ["--mode=sfe"],
+        slow(["--mode=sfe"]),
         slow(["--mode=sfe", "--baseline_type=sample"]),
         ["--mode=nvil"],
         ["--mode=gs"],

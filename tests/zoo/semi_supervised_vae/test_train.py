@@ -165,7 +165,7 @@ class TestAgents:
         slow(["--mode=marg", "--labeled_only"]),
         ["--mode=sumsample", "--max_support=2"],
         slow(["--mode=sumsample", "--normalizer=sparsemax"]),
-        ["--mode=sfe"],
+        slow(["--mode=sfe"]),
         slow(["--mode=sfe", "--baseline_type=sample"]),
         ["--mode=nvil"],
         ["--mode=gs"],
