@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._C import _functorch as functorch
+from torch._C import _functorch as functorch  # private, since torch has no public way to unwrap a mapped tensor
 from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
 from torch.overrides import TorchFunctionMode
 
@@ -413,7 +413,7 @@ def requires_grad(tensor: torch.Tensor) -> Any:
     if not is_mapped(tensor):
         return NotImplemented
     while is_mapped(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+        tensor = functorch.get_unwrapped(tensor)
     return tensor.requires_grad
 
 
