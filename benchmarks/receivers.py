@@ -413,7 +413,7 @@ SHARED = {
     "ConvTranspose2d (dsprites_bvae)": ConvDecoder,
     "Categorical action (external_game)": Acting,
 }
-#: Sampling an action needs a synchronization, and the cell has no batching rule: strategy auto is a loop.
+#: torch.func.vmap has no batching rule for the cell, and a receiver that acts returns a tuple, which has no loss here.
 NOT_TRACED_BY_VMAP = (LongMemory, Acting)
 
 
