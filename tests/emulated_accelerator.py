@@ -8,7 +8,7 @@ Inside of :func:`emulated` PyTorch behaves as if there were a GPU, as far as a p
   tensors where values are combined element by element, and CPU tensors as indices, which are a copy to the device.
 - Where CUDA makes the program wait for the device, that is counted, and so are copies to and from the device.
 
-These synchronise, once each if not said otherwise:
+These synchronize, once each if not said otherwise:
 
 - ``item``, ``tolist``, ``bool``, ``int``, ``float`` of a tensor, ``cpu()``, ``to("cpu")`` unless it has
   ``non_blocking=True``, and copies into CPU tensors
@@ -103,7 +103,7 @@ class Accelerator:
         return tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, value)
 
     def host(self, value: Any) -> Any:
-        """The values of tensors in any structure, without a synchronisation and without a graph.
+        """The values of tensors in any structure, without a synchronization and without a graph.
 
         Raises:
             AssertionError: a tensor is not on the device.
@@ -119,7 +119,7 @@ class Accelerator:
 
     @contextmanager
     def count(self) -> Iterator[Counted]:
-        """Collects what synchronises, and what is copied to the device."""
+        """Collects what synchronizes, and what is copied to the device."""
         counted = Counted()
         _COUNTING.append(counted)
         try:
@@ -392,16 +392,16 @@ def _refuse_mixture(func: Any, name: str, args: tuple, here: list[torch.Tensor])
         )
 
 
-_SYNCHRONISING = {
+_SYNCHRONIZING = {
     *("_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "bincount", "_linalg_check_errors"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
 }
-_ONE_DRAW_SYNCHRONISES = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 5)
+_ONE_DRAW_SYNCHRONIZES = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 5)
 
 
 def _count(func: Any, name: str, args: tuple, kwargs: dict) -> None:
     copies = synchronizations = copies_to_host = 0
-    if name in _SYNCHRONISING:
+    if name in _SYNCHRONIZING:
         synchronizations = 1
     elif name == "repeat_interleave":
         synchronizations = int(kwargs.get("output_size") is None)
@@ -410,7 +410,7 @@ def _count(func: Any, name: str, args: tuple, kwargs: dict) -> None:
         synchronizations = int(isinstance(deviation, torch.Tensor))
     elif name == "multinomial":
         replacement = args[2] if len(args) > 2 else kwargs.get("replacement", False)
-        synchronizations = 2 * (_ONE_DRAW_SYNCHRONISES and (args[1] == 1 or not replacement))
+        synchronizations = 2 * (_ONE_DRAW_SYNCHRONIZES and (args[1] == 1 or not replacement))
     elif name in _INDEXING:
         given = [x for x in args[1] if x is not None]
         masks = [x for x in given if isinstance(x, DeviceTensor) and x.dtype in (torch.bool, torch.uint8)]

@@ -153,7 +153,7 @@ def test_allows_what_cuda_allows(accelerator):
     assert counted.synchronizations == counted.copies_to_device == []
 
 
-SYNCHRONISING = {
+SYNCHRONIZING = {
     "item": lambda x: x.sum().item(),
     "bool": lambda x: bool((x > 0).all()),
     "int": lambda x: int(x.sum()),
@@ -186,7 +186,7 @@ SYNCHRONISING = {
     "normal": lambda x: torch.normal(x, x.abs()),
     "mean by hand": lambda x: sum(x.flatten().tolist()) / x.numel(),
 }
-NOT_SYNCHRONISING = {
+NOT_SYNCHRONIZING = {
     "shape": lambda x: (x.shape, len(x), x.numel(), x.device, x.dtype),
     "arithmetic": lambda x: (x @ x.mT).softmax(1).sum() - x.var(),
     "order": lambda x: (x.topk(2), x.sort(), x.argmax(1), x.cumsum(1)),
@@ -216,11 +216,11 @@ COPYING = {
 }
 
 
-@pytest.mark.parametrize("name", SYNCHRONISING)
-def test_counts_each_synchronisation_once(accelerator, name):
+@pytest.mark.parametrize("name", SYNCHRONIZING)
+def test_counts_each_synchronization_once(accelerator, name):
     x = torch.randn(2, 3).to("cuda")
     with accelerator.count() as counted:
-        SYNCHRONISING[name](x)
+        SYNCHRONIZING[name](x)
     assert len(counted.synchronizations) == 1, counted
     assert counted.synchronizations[0].startswith("tests/test_emulated_accelerator.py:")
     assert counted.copies_to_device == []
@@ -228,11 +228,11 @@ def test_counts_each_synchronisation_once(accelerator, name):
     assert len(counted.copies_to_host) == (name in by_copy)
 
 
-@pytest.mark.parametrize("name", NOT_SYNCHRONISING)
+@pytest.mark.parametrize("name", NOT_SYNCHRONIZING)
 def test_counts_nothing_else(accelerator, name):
     x = torch.randn(2, 3).to("cuda")
     with accelerator.count() as counted:
-        NOT_SYNCHRONISING[name](x)
+        NOT_SYNCHRONIZING[name](x)
     assert counted.synchronizations == counted.copies_to_device == []
 
 
@@ -256,7 +256,7 @@ def test_counts_in_the_backward_pass(accelerator):
 
 def test_same_values_as_on_the_cpu(accelerator):
     x = torch.randn(2, 3)
-    functions = {**SYNCHRONISING, **NOT_SYNCHRONISING}
+    functions = {**SYNCHRONIZING, **NOT_SYNCHRONIZING}
     for name, function in functions.items():
         results = []
         for device in ("cpu", "cuda"):

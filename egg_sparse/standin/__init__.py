@@ -1,7 +1,7 @@
 """A stand-in for the part of EGG's ``egg.core`` that this package uses, where EGG itself is not installed.
 
 Names, signatures, defaults, option flags, printed lines and semantics are those of EGG 0.1.0
-(facebookresearch/EGG, MIT licence); the code is this package's own. One test suite holds both to the same
+(facebookresearch/EGG, MIT license); the code is this package's own. One test suite holds both to the same
 contract. Submodules carry EGG's names too, so ``host.core.baselines.MeanBaseline`` works on either host.
 """
 

@@ -32,7 +32,7 @@ class DistributedContext:
 def maybe_init_distributed(args: argparse.Namespace) -> DistributedContext:
     """Joins the process group that the environment describes, if it describes one.
 
-    EGG initialises NCCL only; here a CPU run uses gloo.
+    EGG initializes NCCL only; here a CPU run uses gloo.
     """
     if hasattr(args, "distributed_context"):
         raise AssertionError("distributed context is already initialized?!")

@@ -32,7 +32,7 @@ class TestCoupledLosses:
         return F.cross_entropy(scores, torch.arange(len(scores)), reduction="none"), {}
 
     @staticmethod
-    def of_a_neighbour(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    def of_a_neighbor(sender_input, message, receiver_input, receiver_output, labels, aux_input):
         """Only example 6 depends on another one, 2, and by little."""
         loss = receiver_output.sum(1)
         return torch.where(torch.arange(len(loss)) == 6, loss + 1e-3 * loss[2], loss), {}
@@ -53,7 +53,7 @@ class TestCoupledLosses:
         return SymbolGameMarg(sender, receiver or self.Reader(), loss, **options).double()
 
     @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
-    @pytest.mark.parametrize("loss", ["among_the_batch", "of_a_neighbour"])
+    @pytest.mark.parametrize("loss", ["among_the_batch", "of_a_neighbor"])
     def test_are_refused(self, strategy, loss):
         game = self.game(getattr(self, loss), strategy=strategy)
         for training in (True, False):
@@ -187,7 +187,7 @@ class TestCoupledLosses:
         rows = len(game.sender(images, None).probs)
         assert counts == [rows + 2 + 2 * 3, rows, rows], "the messages as they are, first and last, and three digits"
         calls.clear()
-        game.loss = self.of_a_neighbour
+        game.loss = self.of_a_neighbor
         game(images, None)
         assert len(calls) > rows
 

@@ -339,7 +339,7 @@ def test_refuses_alpha_not_above_1_for_large_vocabularies():
 
 @pytest.mark.gpu
 @by_mapping
-def test_cuda_equals_cpu_with_one_synchronisation(mapping, alpha):
+def test_cuda_equals_cpu_with_one_synchronization(mapping, alpha):
     scores = torch.randn(64, 256)
     on_cpu, on_gpu = mapping(scores), mapping(scores.cuda())
     torch.testing.assert_close(dense(on_cpu, 256), dense_on_cpu(on_gpu, 256), atol=1e-6, rtol=0)

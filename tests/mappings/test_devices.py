@@ -79,7 +79,7 @@ def test_cpu_and_cuda_agree(name):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["systematic", "threshold", "budget", "top-k sparsemax", "top-k"])
-def test_one_synchronisation(name):
+def test_one_synchronization(name):
     x = torch.randn(32, 20, device="cuda")
     MAPPINGS[name](x)
     torch.cuda.set_sync_debug_mode("warn")

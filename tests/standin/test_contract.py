@@ -127,7 +127,7 @@ def test_signatures(core, name):
 
 @pytest.fixture
 def run(core, tmp_path, monkeypatch):
-    """A function that initialises a host in an empty folder, and returns the options."""
+    """A function that initializes a host in an empty folder, and returns the options."""
     monkeypatch.chdir(tmp_path)
 
     def init(*params, parser=None):

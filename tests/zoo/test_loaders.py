@@ -16,7 +16,7 @@ FEATURES = Images.from_labels(DIGITS.pixels.astype(float), np.arange(40))
 LOADERS = {
     "games": lambda **options: GameLoader(FEATURES, 3, 8, 5, **{"seed": 1, **options}),
     "images": lambda **options: ImageLoader(DIGITS, 8, **{"seed": 1, **options}),
-    "labelled images": lambda **options: SemiSupervisedLoader(DIGITS, DIGITS, 8, **{"seed": 1, **options}),
+    "labeled images": lambda **options: SemiSupervisedLoader(DIGITS, DIGITS, 8, **{"seed": 1, **options}),
 }
 
 
@@ -77,7 +77,7 @@ def test_batches_on_the_device(accelerator):
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("part", [(0, 1), (1, 2)])
-def test_the_image_at_position_i_comes_with_labelled_image_i_modulo_their_number(fixed, part):
+def test_the_image_at_position_i_comes_with_labeled_image_i_modulo_their_number(fixed, part):
     unlabeled = DIGITS.take(np.arange(40))
     unlabeled.classes = np.arange(40)  # so that classes are positions
     labeled = DIGITS.take(np.arange(7))

@@ -1,4 +1,4 @@
-"""Data of the semi-supervised VAE: images of which few are labelled, and batches of both with binarized pixels."""
+"""Data of the semi-supervised VAE: images of which few are labeled, and batches of both with binarized pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Split:
 
 
 def papers_split(n_labeled: int = PAPERS_LABELED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of MNIST's training images: labelled, unlabelled and validation.
+    """Indices of MNIST's training images: labeled, unlabeled and validation.
 
     The split is the paper's: 10,000 of the 60,000 are drawn for validation, then ``n_labeled`` of the others get labels
     (5,000 in the paper).
@@ -79,14 +79,14 @@ def binarized(pixels: np.ndarray, levels: int, random: np.random.Generator) -> t
 
 
 class SemiSupervisedLoader(ShuffledLoader):
-    """Batches (images, classes, images, labelled batch); the last is a dict of ``images`` and ``classes``.
+    """Batches (images, classes, images, labeled batch); the last is a dict of ``images`` and ``classes``.
 
     Pixels are binarized anew for every epoch. Batch i of epoch e depends on (seed, e, i) alone.
 
     Args:
         unlabeled: the images that an epoch goes through once.
-        labeled: the images with labels, or None for no labelled batch. Unlabelled image i comes with labelled image i
-            modulo the number of labelled images, as in the paper's code.
+        labeled: the images with labels, or None for no labeled batch. Unlabeled image i comes with labeled image i
+            modulo the number of labeled images, as in the paper's code.
         batch_size, seed, fixed, part: see :class:`ShuffledLoader`.
     """
 

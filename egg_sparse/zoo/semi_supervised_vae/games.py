@@ -63,14 +63,14 @@ def classification_loss(normalizer: str) -> Callable[[torch.Tensor, torch.Tensor
 
 @contextmanager
 def in_next_call(agent: nn.Module, *labeled: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Makes the next call of an agent take a labelled batch as well: one call for both is cheaper than two.
+    """Makes the next call of an agent take a labeled batch as well: one call for both is cheaper than two.
 
     Args:
         agent: called with tensors that have examples on axis 0, and other arguments behind them.
-        labeled: its arguments for the labelled batch. Classes become rows where the call's own messages are.
+        labeled: its arguments for the labeled batch. Classes become rows where the call's own messages are.
 
     Yields:
-        A list, empty until that call, then with the agent's output for the labelled batch.
+        A list, empty until that call, then with the agent's output for the labeled batch.
     """
     outputs: list[torch.Tensor] = []
 
@@ -98,11 +98,11 @@ def in_next_call(agent: nn.Module, *labeled: torch.Tensor) -> Iterator[list[torc
 
 
 class SemiSupervisedGame(nn.Module):
-    """A game on unlabelled images, plus the losses of a labelled batch that comes in ``aux_input``.
+    """A game on unlabeled images, plus the losses of a labeled batch that comes in ``aux_input``.
 
     The loss in training is
 
-        labelled ELBO loss + classification loss + unlabeled_weight * the game's loss,
+        labeled ELBO loss + classification loss + unlabeled_weight * the game's loss,
 
     each a mean over its batch. In evaluation it is the game.
 
@@ -110,8 +110,8 @@ class SemiSupervisedGame(nn.Module):
         game: on images ``sender_input``, which are also ``receiver_input``.
         classifier, vae: the agents that play it.
         classification_loss: scores ``(B, n_classes)`` and classes ``(B,)`` to losses ``(B,)``.
-        unlabeled_weight: unlabelled images per labelled one.
-        labeled_only: train on labelled images alone, which then are ``sender_input``, their classes ``labels``.
+        unlabeled_weight: unlabeled images per labeled one.
+        labeled_only: train on labeled images alone, which then are ``sender_input``, their classes ``labels``.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class SemiSupervisedGame(nn.Module):
     def labeled_losses(
         self, images: torch.Tensor, classes: torch.Tensor, scores: torch.Tensor, vae_output: torch.Tensor
     ) -> torch.Tensor:
-        """Losses ``(B,)`` of labelled images, from the agents' outputs for them."""
+        """Losses ``(B,)`` of labeled images, from the agents' outputs for them."""
         elbo, _ = elbo_loss(images, classes, images, vae_output, classes, None)
         return elbo + self.classification_loss(scores, classes)
 

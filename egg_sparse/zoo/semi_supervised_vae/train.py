@@ -62,13 +62,13 @@ def build_parser() -> ZooParser:
     entropy = "coefficient of the sender's entropy in nats; 1 makes the loss an ELBO"
     option("--entropy_coeff", type=number(float, at_least=0), default=1.0, help=entropy)
     option = parser.group["training"].add_argument
-    warm = "epochs on the labelled images alone, before the others"
+    warm = "epochs on the labeled images alone, before the others"
     default = "of digits 150, of mnist 100; none with --warm_start_path"
     option("--warm_start_epochs", type=number(int, at_least=0), help=f"{warm} (default: {default})")
     option("--warm_start_lr", type=number(float, above=0), default=0.001, help="learning rate of these epochs")
     starts = "checkpoint to start from, of a run with --labeled_only, say; takes the agents alone"
     option("--warm_start_path", type=path, help=starts)
-    option("--labeled_only", action="store_true", help="learn from the labelled images alone")
+    option("--labeled_only", action="store_true", help="learn from the labeled images alone")
     training.add_run_options(parser, "semi_supervised_vae", lr_schedule="constant")
     return parser
 
@@ -103,7 +103,7 @@ def load_agents(game: SemiSupervisedGame, path: str) -> None:
 
 
 def warm_start(opts: argparse.Namespace, game: SemiSupervisedGame, split: data.Split) -> None:
-    """Trains the agents on the labelled images alone, with an optimizer of its own and no checkpoints."""
+    """Trains the agents on the labeled images alone, with an optimizer of its own and no checkpoints."""
     part = training.part_of_batch(opts)
     loader = data.SemiSupervisedLoader(split.labeled, None, opts.batch_size, opts.random_seed, part=part)
     agents = [*game.classifier.parameters(), *game.vae.parameters()]

@@ -124,7 +124,7 @@ class TestAgents:
         assert (interaction.aux["receiver_calls"] == 10).all()
 
     @pytest.mark.parametrize("rows", [False, True])
-    def test_next_call_takes_a_labelled_batch_as_well(self, rows):
+    def test_next_call_takes_a_labeled_batch_as_well(self, rows):
         torch.manual_seed(0)
         vae = GaussianVAE(6)
         vae.forward = self.without_noise(vae)

@@ -37,7 +37,7 @@ def command(*params, **environment):
     )
 
 
-def labelled(counts, n_features=5):
+def labeled(counts, n_features=5):
     labels = np.repeat(np.arange(len(counts)), counts)
     np.random.default_rng(0).shuffle(labels)
     features = np.random.default_rng(1).normal(size=(len(labels), n_features)).astype(np.float32)
@@ -70,7 +70,7 @@ class TestData:
 
     @pytest.mark.parametrize("same", [False, True])
     def test_games(self, same):
-        images = labelled([9, 4, 12, 7, 6, 8])
+        images = labeled([9, 4, 12, 7, 6, 8])
         concept_of = np.repeat(np.arange(6), images.counts)
         loader = data.GameLoader(images, game_size=5, batch_size=40, n_batches=3, seed=1, same=same)
         where = {tuple(row): i for i, row in enumerate(images.features.tolist())}
@@ -92,7 +92,7 @@ class TestData:
             assert 1 not in drawn, "concept 1 has only 4 images"
 
     def test_batches_depend_on_seed_epoch_and_index_alone(self):
-        images = labelled([9, 9, 9, 9])
+        images = labeled([9, 9, 9, 9])
 
         def batches(seed, epoch, fixed=False):
             loader = data.GameLoader(images, 3, 8, 2, seed, fixed=fixed)
@@ -114,9 +114,9 @@ class TestData:
 
     def test_too_few_concepts_or_images(self):
         with pytest.raises(ValueError, match=r"--game_size.* 3.*test"):
-            data.GameLoader(labelled([5, 5, 5]), 4, 8, 2, 1, name="test")
+            data.GameLoader(labeled([5, 5, 5]), 4, 8, 2, 1, name="test")
         with pytest.raises(ValueError, match=r"--game_size.* 7.*training"):
-            data.GameLoader(labelled([5, 7, 5]), 8, 8, 2, 1, same=True)
+            data.GameLoader(labeled([5, 7, 5]), 8, 8, 2, 1, same=True)
 
     @pytest.mark.parametrize("same", [False, True])
     def test_digits(self, same):
