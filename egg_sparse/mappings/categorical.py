@@ -9,8 +9,8 @@ probabilities are exactly 0. For alpha = 1.5 and 2 they are found by sorting the
 the entmax package. Gradients are those of the symbols in the support alone, and can be differentiated again.
 
 Over a large vocabulary this would cost more than the layer that computes the scores, so that symbols without a
-probability are left out first. A symbol is in the support if its score is above a threshold. This threshold increases
-with every further symbol, so that the threshold of a part of the vocabulary is a lower bound. The part is the best
+probability are left out first. A symbol is in the support if its score is above a threshold. A further symbol never
+lowers this threshold, so that the threshold of a part of the vocabulary is a lower bound. The part is the best
 symbol of each of a few hundred blocks: it contains most of the best symbols, so that hardly any symbols but those in
 the support remain above its threshold.
 """
