@@ -63,7 +63,6 @@ class Receiver(nn.Module):
         super().__init__()
         self.read = nn.Embedding(1024, width) if n_bits is None else nn.Linear(n_bits, width)
         self.layers = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 10))
-        self.width = width
 
     def forward(self, message: torch.Tensor, receiver_input: torch.Tensor, aux_input: Any = None) -> torch.Tensor:
         read = self.read(message if message.is_floating_point() else message % 1024)

@@ -11,8 +11,8 @@ _POSITION_BITS = 32
 _FEW_OF = 512  # row length from which NumPy selects the n smallest before it sorts them
 
 
-def ascending(values: torch.Tensor, n: int | None = None) -> torch.Tensor:
-    """Positions of the n smallest values of each row, in ascending order of the values, ties by position.
+def descending(values: torch.Tensor, n: int | None = None) -> torch.Tensor:
+    """Positions of the n largest values of each row, in descending order of the values, ties by position.
 
     On the CPU NumPy sorts: its vectorized sort is faster than ``torch.sort``.
 
@@ -24,22 +24,14 @@ def ascending(values: torch.Tensor, n: int | None = None) -> torch.Tensor:
         ``(B, n)`` long.
 
     Example:
-        >>> ascending(torch.tensor([[0.5, 0.0, 0.5, 0.25]]))
-        tensor([[1, 3, 0, 2]])
-    """
-    return as_tensor(order(as_array(values), n))
-
-
-def descending(values: torch.Tensor, n: int | None = None) -> torch.Tensor:
-    """Positions of the n largest values of each row, in descending order of the values, ties by position.
-
-    Args and result as in :func:`ascending`.
+        >>> descending(torch.tensor([[0.5, 0.0, 0.5, 0.25]]))
+        tensor([[0, 2, 3, 1]])
     """
     return as_tensor(order(as_array(values), n, -1))
 
 
 def order(values: A, n: int | None = None, sign: int = 1) -> A:
-    """:func:`ascending` for sign 1, :func:`descending` for sign -1."""
+    """:func:`descending` for sign -1; for sign 1 the n smallest values in ascending order."""
     n_values = values.shape[1]
     n = n_values if n is None else n
     if not isinstance(values, np.ndarray):
