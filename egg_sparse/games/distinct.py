@@ -7,6 +7,7 @@ example, where :class:`~egg_sparse.games.shared_outputs.SharedOutputs` makes tha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -120,7 +121,9 @@ def why_not_distinct(call: ReceiverCall) -> str | None:
     if not all(_can_be_watched(value) for value in inputs):
         return "inputs that are tensors, numbers, or dictionaries of these, so that the receiver's use of them is seen"
     has_inputs = any(isinstance(value, torch.Tensor) for value in _leaves(inputs))
-    compiled = (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)
+    compiled: tuple[type, ...] = (torch.jit.ScriptModule,)
+    if "torch._dynamo" in sys.modules:  # which takes a second to import, and without which nothing is compiled
+        compiled += (torch._dynamo.OptimizedModule,)
     if has_inputs and any(isinstance(module, compiled) for module in modules):
         return "a compiled receiver, whose use of its inputs is not seen"
     return None

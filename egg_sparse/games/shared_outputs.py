@@ -326,7 +326,8 @@ def _squared_error(input: Any, target: Any, *args: Any, **options: Any) -> Any:
         return NotImplemented
     # the squares nearly cancel: subtracting the mean target keeps them small, and double precision what is left of them
     wide = torch.promote_types(output.dtype, other.dtype)
-    o, t = output.entries.double(), other.double()
+    double = torch.float32 if other.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+    o, t = output.entries.to(double), other.to(double)
     center = t.mean(0).detach().nan_to_num(0, 0, 0)
     o, t = o - center, t - center
     terms: list[Term] = [(o.square(), None), (-2 * o, t), (None, t.square())]
