@@ -310,6 +310,20 @@ class TestWhatAutoTakes:
             results.append([value, *gradients(value, game)])
         torch.testing.assert_close(*results)
 
+    def test_not_scripted_receivers_whose_use_of_an_input_is_not_seen(self):
+        class Scripted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.read = nn.Embedding(VOCABULARY, PIXELS)
+
+            def forward(self, message: torch.Tensor, receiver_input: torch.Tensor, aux_input: int | None):
+                return self.read(message).sigmoid() + 0 * receiver_input.sum()
+
+        images, labels = batch(40)
+        game = games(torch.jit.script(Scripted()), by_hand, strategy="distinct")
+        with pytest.raises(ValueError, match=r"strategy distinct .*compiled"):
+            game(images, labels, images)
+
     def test_a_dependence_that_begins_later_is_found_in_the_next_comparison(self):
         class Changing(Decoder):
             counts = False
