@@ -394,7 +394,7 @@ class TestEvaluation:
         means = train.evaluate(opts, sender, receiver, loaders["test"], opts.device, temperature)
         for name, value in means.items():
             if name in slow or name == "loss":
-                assert value == pytest.approx(float(slow["nll" if name == "loss" else name].mean()), abs=1e-6)
+                assert value == pytest.approx(float(slow["nll" if name == "loss" else name].mean()), rel=1e-6, abs=1e-6)
         assert means["messages_used"] == len(slow["message"].unique())
 
     @pytest.mark.usefixtures("few_test_games")
