@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -59,10 +60,6 @@ def play_automatically(
     def play_distinct() -> Outcome:
         return play(distribution, call, "distinct", chunk_size, greedy=False)
 
-    def play_by_groups() -> Outcome:
-        assert groups is not None and known is not None  # noqa: PT018
-        return _play_groups(distribution, call, groups, known, chunk_size)
-
     if choice.is_distinct and not is_compared:
         found = _tried(play_distinct)
         if found is not None:
@@ -70,7 +67,7 @@ def play_automatically(
         choice.is_distinct = False
     groups = None if choice.divides is False else uneven_groups(distribution)
     if groups and choice.divides and known and not is_compared:
-        found = _tried(play_by_groups)
+        found = _tried(partial(_play_groups, distribution, call, groups, known, chunk_size))
         if found is not None:
             return found, known
         choice.divides = False
@@ -97,6 +94,7 @@ def play_automatically(
             stacklevel=2,
         )
     if groups and choice.divides is not False and found is None:
+        play_by_groups = partial(_play_groups, distribution, call, groups, known, chunk_size)
         agrees = not call.batch_averages and _agrees(outcome, play_by_groups, distribution, call)
         found = _tried(play_by_groups) if agrees else None
         choice.divides = found is not None
