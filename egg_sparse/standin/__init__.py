@@ -16,17 +16,36 @@ from egg_sparse.standin.callbacks import (
     TensorboardLogger,
 )
 from egg_sparse.standin.early_stopping import EarlyStopperAccuracy
-from egg_sparse.standin.gs_wrappers import GumbelSoftmaxWrapper, RelaxedEmbedding, SymbolGameGS, SymbolReceiverWrapper
+from egg_sparse.standin.gs_wrappers import (
+    GumbelSoftmaxWrapper,
+    RelaxedEmbedding,
+    RnnReceiverGS,
+    RnnSenderGS,
+    SenderReceiverRnnGS,
+    SymbolGameGS,
+    SymbolReceiverWrapper,
+)
 from egg_sparse.standin.interaction import Interaction, LoggingStrategy, dump_interactions
 from egg_sparse.standin.language_analysis import MessageEntropy, TopographicSimilarity
 from egg_sparse.standin.population import FullSweepAgentSampler, PopulationGame, UniformAgentSampler
-from egg_sparse.standin.reinforce_wrappers import ReinforceDeterministicWrapper, ReinforceWrapper, SymbolGameReinforce
+from egg_sparse.standin.reinforce_wrappers import (
+    CommunicationRnnReinforce,
+    ReinforceDeterministicWrapper,
+    ReinforceWrapper,
+    RnnReceiverDeterministic,
+    RnnReceiverReinforce,
+    RnnSenderReinforce,
+    SenderReceiverRnnReinforce,
+    SymbolGameReinforce,
+)
+from egg_sparse.standin.rnn import RnnEncoder
 from egg_sparse.standin.trainers import Trainer
 from egg_sparse.standin.util import build_optimizer, close, find_lengths, get_opts, get_summary_writer, init, move_to
 
 __all__ = [
     "Callback",
     "CheckpointSaver",
+    "CommunicationRnnReinforce",
     "ConsoleLogger",
     "EarlyStopperAccuracy",
     "FullSweepAgentSampler",
@@ -40,6 +59,14 @@ __all__ = [
     "ReinforceDeterministicWrapper",
     "ReinforceWrapper",
     "RelaxedEmbedding",
+    "RnnEncoder",
+    "RnnReceiverDeterministic",
+    "RnnReceiverGS",
+    "RnnReceiverReinforce",
+    "RnnSenderGS",
+    "RnnSenderReinforce",
+    "SenderReceiverRnnGS",
+    "SenderReceiverRnnReinforce",
     "SymbolGameGS",
     "SymbolGameReinforce",
     "SymbolReceiverWrapper",
