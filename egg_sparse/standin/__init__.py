@@ -37,6 +37,8 @@ from egg_sparse.standin.reinforce_wrappers import (
     RnnSenderReinforce,
     SenderReceiverRnnReinforce,
     SymbolGameReinforce,
+    TransformerReceiverDeterministic,
+    TransformerSenderReinforce,
 )
 from egg_sparse.standin.rnn import RnnEncoder
 from egg_sparse.standin.trainers import Trainer
@@ -74,6 +76,8 @@ __all__ = [
     "TensorboardLogger",
     "TopographicSimilarity",
     "Trainer",
+    "TransformerReceiverDeterministic",
+    "TransformerSenderReinforce",
     "UniformAgentSampler",
     "baselines",
     "batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch.distributions import Categorical
 from egg_sparse.standin.baselines import Baseline, MeanBaseline
 from egg_sparse.standin.interaction import Interaction, LoggingStrategy
 from egg_sparse.standin.rnn import RnnEncoder, advance, cell_of_kind, check_max_len
+from egg_sparse.standin.transformer import TransformerDecoder, TransformerEncoder, causal_mask
 from egg_sparse.standin.util import find_lengths
 
 _Acts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # actions, their log-probabilities, entropies in nats
@@ -400,3 +402,113 @@ class CommunicationRnnReinforce(nn.Module):
             aux=aux,
         )
         return optimized_loss, interaction
+
+
+class TransformerReceiverDeterministic(nn.Module):
+    """Reads a message ``(B, L)`` of symbol ids with a Transformer, for an agent whose output is differentiable.
+
+    Returns (output, log-probability, entropy), of which the latter two, ``(B,)``, are 0.
+
+    Args:
+        agent: the module that is called as ``agent(encoded, input, aux_input)``.
+        vocab_size: the number of symbols, with the end symbol 0.
+        max_len: the most symbols of a message before the end symbol that senders append.
+        embed_dim: the size of the embeddings.
+        num_heads: the number of attention heads.
+        hidden_size: the size of the hidden layers.
+        num_layers: the number of layers.
+        positional_emb: whether positions are told apart.
+        causal: whether a symbol sees only those before it; then the output depends on the symbol after the end.
+    """
+
+    def __init__(
+        self,
+        agent: nn.Module,
+        vocab_size: int,
+        max_len: int,
+        embed_dim: int,
+        num_heads: int,
+        hidden_size: int,
+        num_layers: int,
+        positional_emb: bool = True,
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.agent = agent
+        self.encoder = TransformerEncoder(
+            vocab_size, max_len, embed_dim, num_heads, hidden_size, num_layers, positional_emb, causal
+        )
+
+    def forward(
+        self, message: torch.Tensor, input: Any = None, aux_input: Any = None, lengths: torch.Tensor | None = None
+    ) -> _Acts:
+        return _certain(self.agent(self.encoder(message, lengths), input, aux_input))
+
+
+class TransformerSenderReinforce(nn.Module):
+    """Makes an agent that returns a vector ``(B, embed_dim)`` send a message of up to max_len symbols.
+
+    Returns what :class:`RnnSenderReinforce` returns.
+
+    Args:
+        agent: the module that reads the sender's input.
+        vocab_size: the number of symbols, with the end symbol 0.
+        embed_dim: the size of the embeddings.
+        max_len: the most symbols before the end symbol that is appended.
+        num_layers: the number of layers.
+        num_heads: the number of attention heads.
+        hidden_size: the size of the hidden layers.
+        generate_style: "standard", which reads the next symbol off the last one, or "in-place", which reads it off a
+            special symbol in its place.
+        causal: whether a symbol sees only those before it.
+
+    >>> class Agent(nn.Linear):
+    ...     def forward(self, sender_input, aux_input=None):
+    ...         return super().forward(sender_input)
+    >>> sizes = {"vocab_size": 5, "embed_dim": 8, "max_len": 6, "num_layers": 2, "num_heads": 2, "hidden_size": 16}
+    >>> message, log_prob, entropy = TransformerSenderReinforce(Agent(10, 8), **sizes)(torch.zeros(2, 10))
+    >>> message.shape, message[:, -1]
+    (torch.Size([2, 7]), tensor([0, 0]))
+    """
+
+    def __init__(
+        self,
+        agent: nn.Module,
+        vocab_size: int,
+        embed_dim: int,
+        max_len: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_size: int,
+        generate_style: str = "standard",
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        if generate_style not in ("standard", "in-place"):
+            raise AssertionError(f'generate_style must be "standard" or "in-place", got {generate_style!r}')
+        check_max_len(max_len)
+        self.agent = agent
+        self.generate_style = generate_style
+        self.causal = causal
+        self.max_len = max_len
+        self.transformer = TransformerDecoder(embed_dim, max_len, num_layers, num_heads, hidden_size)
+        self.embedding_to_vocab = nn.Linear(embed_dim, vocab_size)
+        self.special_symbol_embedding = nn.Parameter(torch.zeros(embed_dim))
+        self.embed_dim = embed_dim
+        self.vocab_size = vocab_size
+        self.embed_tokens = nn.Embedding(vocab_size, embed_dim)
+        nn.init.normal_(self.embed_tokens.weight, std=embed_dim**-0.5)
+        self.embed_scale = math.sqrt(embed_dim)
+
+    def forward(self, x: Any, aux_input: Any = None) -> _Acts:
+        encoder_state = self.agent(x, aux_input)
+        special = self.special_symbol_embedding.expand(encoder_state.size(0), 1, -1)
+        embedded: list[torch.Tensor] = []
+        acts = []
+        for _ in range(self.max_len):
+            read = [special, *embedded] if self.generate_style == "standard" else [*embedded, special]
+            mask = causal_mask(torch.arange(len(read), device=encoder_state.device)) if self.causal else None
+            output = self.transformer(torch.cat(read, dim=1), encoder_state, attn_mask=mask)
+            acts.append(_act(self.embedding_to_vocab(output[:, -1]).log_softmax(dim=1), self.training))
+            embedded.append(self.embed_tokens(acts[-1][0]).unsqueeze(1) * self.embed_scale)
+        return _with_end(acts)
