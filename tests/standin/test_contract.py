@@ -94,6 +94,40 @@ SIGNATURES = {
     "GumbelSoftmaxWrapper": "(agent, temperature=1.0, trainable_temperature=False, straight_through=False)",
     "SymbolGameGS": "(sender, receiver, loss, train_logging_strategy=None, test_logging_strategy=None)",
     "SymbolReceiverWrapper": "(agent, vocab_size, agent_input_size)",
+    "RnnEncoder": "(vocab_size, embed_dim, n_hidden, cell='rnn', num_layers=1)",
+    "RnnEncoder.forward": "(self, message, lengths=None)",
+    "RnnSenderReinforce": "(agent, vocab_size, embed_dim, hidden_size, max_len, num_layers=1, cell='rnn')",
+    "RnnSenderReinforce.forward": "(self, x, aux_input=None)",
+    "RnnReceiverReinforce": "(agent, vocab_size, embed_dim, hidden_size, cell='rnn', num_layers=1)",
+    "RnnReceiverReinforce.forward": "(self, message, input=None, aux_input=None, lengths=None)",
+    "RnnReceiverDeterministic": "(agent, vocab_size, embed_dim, hidden_size, cell='rnn', num_layers=1)",
+    "RnnReceiverDeterministic.forward": "(self, message, input=None, aux_input=None, lengths=None)",
+    "RnnSenderGS": "(agent, vocab_size, embed_dim, hidden_size, max_len, temperature, cell='rnn', "
+    "trainable_temperature=False, straight_through=False)",
+    "RnnSenderGS.forward": "(self, x, aux_input=None)",
+    "RnnReceiverGS": "(agent, vocab_size, embed_dim, hidden_size, cell='rnn')",
+    "RnnReceiverGS.forward": "(self, message, input=None, aux_input=None)",
+    "SenderReceiverRnnReinforce": "(sender, receiver, loss, sender_entropy_coeff=0.0, receiver_entropy_coeff=0.0, "
+    "length_cost=0.0, baseline_type=MeanBaseline, train_logging_strategy=None, test_logging_strategy=None)",
+    "SenderReceiverRnnReinforce.forward": "(self, sender_input, labels, receiver_input=None, aux_input=None)",
+    "CommunicationRnnReinforce": "(sender_entropy_coeff, receiver_entropy_coeff, length_cost=0.0, "
+    "baseline_type=MeanBaseline, train_logging_strategy=None, test_logging_strategy=None)",
+    "CommunicationRnnReinforce.forward": "(self, sender, receiver, loss, sender_input, labels, receiver_input=None, "
+    "aux_input=None)",
+    "SenderReceiverRnnGS": "(sender, receiver, loss, length_cost=0.0, train_logging_strategy=None, "
+    "test_logging_strategy=None)",
+    "SenderReceiverRnnGS.forward": "(self, sender_input, labels, receiver_input=None, aux_input=None)",
+    "TransformerReceiverDeterministic": "(agent, vocab_size, max_len, embed_dim, num_heads, hidden_size, num_layers, "
+    "positional_emb=True, causal=True)",
+    "TransformerReceiverDeterministic.forward": "(self, message, input=None, aux_input=None, lengths=None)",
+    "TransformerSenderReinforce": "(agent, vocab_size, embed_dim, max_len, num_layers, num_heads, hidden_size, "
+    "generate_style='standard', causal=True)",
+    "TransformerSenderReinforce.forward": "(self, x, aux_input=None)",
+    "transformer.TransformerEncoder": "(vocab_size, max_len, embed_dim, num_heads, hidden_size, num_layers=1, "
+    "positional_embedding=True, causal=True)",
+    "transformer.TransformerEncoder.forward": "(self, message, lengths=None)",
+    "transformer.TransformerDecoder": "(embed_dim, max_len, num_layers, num_heads, hidden_size, dropout=0.0)",
+    "transformer.TransformerDecoder.forward": "(self, embedded_input, encoder_out, key_mask=None, attn_mask=None)",
     "UniformAgentSampler": "(senders, receivers, losses, seed=1234)",
     "FullSweepAgentSampler": "(senders, receivers, losses)",
     "PopulationGame": "(game, agents_loss_sampler)",
@@ -691,5 +725,6 @@ class TestAgents:
 
 
 def test_submodules_have_eggs_names():
-    for name in ("baselines", "batch", "callbacks", "distributed", "interaction", "population", "trainers", "util"):
+    names = "baselines batch callbacks distributed gs_wrappers interaction population reinforce_wrappers rnn trainers"
+    for name in (*names.split(), "transformer", "util"):
         importlib.import_module(f"egg_sparse.standin.{name}")
