@@ -16,6 +16,9 @@ _REMEDY = (
 )
 
 
+_PER_MESSAGE = ("ratios", "_weights", "_log_probs")
+
+
 class SparseDistribution(Distribution):
     r"""A batch of distributions over messages, stored as their supports.
 
@@ -27,20 +30,23 @@ class SparseDistribution(Distribution):
     is exact. The leading K follows :meth:`torch.distributions.Distribution.enumerate_support`.
 
     Args:
-        messages: the supports: ``(K, B)`` long symbol ids, or ``(K, B, D)`` floating-point vectors (bit-vectors or
-            one-hot symbols). Row 0 is the most probable message, and no message occurs twice in a support. Padding
-            repeats the message of row 0, so that no message of probability 0 is ever played.
+        messages: the supports: ``(K, B)`` long symbol ids; ``(K, B, D)`` floating-point vectors (bit-vectors or
+            one-hot symbols); or, with ``lengths``, ``(K, B, L)`` long sequences of symbols. Row 0 is the most probable
+            message, and no message occurs twice in a support. Padding repeats the message of row 0, so that no message
+            of probability 0 is ever played.
         probs: the probabilities, ``(K, B)`` floating point, differentiable: non-negative, every column in descending
             order and summing to 1. Padding has probability exactly 0. Half precision becomes float32, since
             probabilities that are rounded to it do not sum to 1.
         vocab_size: the number of symbols that the sender can choose from; None if unknown.
         validate_args: whether the values are checked, which synchronizes with the device, and other messages in the
             padding are replaced by those of row 0. Without validation the caller is responsible for both.
+        lengths: the lengths of sequences ``(K, B)`` long, which count the end symbol; None for other messages. Symbol 0
+            ends a sequence, and is all that follows.
 
     Raises:
         TypeError: ``messages`` or ``probs`` are not tensors of the types above.
-        ValueError: the shapes disagree, K is 0, ``probs`` are not as described, a message is repeated, or a symbol is
-            not in 0, ..., vocab_size - 1.
+        ValueError: the shapes disagree, K is 0, ``probs`` are not as described, a message is repeated, a symbol is
+            not in 0, ..., vocab_size - 1, or ``lengths`` are not those of the sequences.
 
     Example:
         >>> d = SparseDistribution(torch.tensor([[4, 0], [1, 2]]), torch.tensor([[0.75, 1.0], [0.25, 0.0]]))
@@ -61,6 +67,7 @@ class SparseDistribution(Distribution):
         probs: torch.Tensor,
         vocab_size: int | None = None,
         validate_args: bool | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> None:
         for name, value in (("messages", messages), ("probs", probs)):
             if not isinstance(value, torch.Tensor):
@@ -74,19 +81,30 @@ class SparseDistribution(Distribution):
                 f"messages must be (K, B) or (K, B, D) with (K, B) = {tuple(probs.shape)} as in probs, "
                 f"got {tuple(messages.shape)}"
             )
-        if messages.is_floating_point() != (messages.dim() == 3) or messages.dtype == torch.bool:
+        is_vectors = messages.dim() == 3 and lengths is None
+        if messages.is_floating_point() != is_vectors or messages.dtype == torch.bool:
             raise TypeError(
-                "messages must be integer symbol ids of shape (K, B) or floating-point vectors of shape (K, B, D), "
-                f"got {messages.dtype} of shape {tuple(messages.shape)}"
+                "messages must be integer symbol ids of shape (K, B), floating-point vectors of shape (K, B, D) or, "
+                f"with lengths, integer sequences (K, B, L), got {messages.dtype} of shape {tuple(messages.shape)}"
+            )
+        if lengths is not None and (messages.dim() != 3 or lengths.shape != probs.shape or lengths.is_floating_point()):
+            raise ValueError(
+                f"lengths must be integers of shape {tuple(probs.shape)}, of messages of shape (K, B, L), got "
+                f"{lengths.dtype} of shape {tuple(lengths.shape)} for messages of shape {tuple(messages.shape)}"
             )
         if probs.shape[0] == 0:
             raise ValueError("messages and probs must hold at least one row, got K = 0")
         self.messages = messages
         self.probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
         self.vocab_size = vocab_size
+        #: ``(K, B)`` long, for sequences: their lengths with the end symbol. None for other messages.
+        self.lengths: torch.Tensor | None = lengths
         #: ``(K, B)`` without gradient, for supports that were bounded by resampling: the reciprocal of the probability
         #: that the message was sampled. None for other supports.
         self.ratios: torch.Tensor | None = None
+        # what ratios and probs give, where these may be outside the range of their type
+        self._weights: torch.Tensor | None = None
+        self._log_probs: torch.Tensor | None = None
         #: ``(B,)`` bool, for mappings that may drop messages: whether they dropped none. None for other mappings.
         self.is_exact: torch.Tensor | None = None
         #: ``(B,)``, for mappings that iterate: a bound on the distance of the objective from its optimum. Else None.
@@ -98,6 +116,9 @@ class SparseDistribution(Distribution):
             self._check_probs(max(1e-6, 4 * torch.finfo(probs.dtype).eps))
             padding = ~self.mask.view(*probs.shape, *(1,) * (messages.dim() - 2))
             self.messages = torch.where(padding, messages[:1], messages)
+            if lengths is not None:
+                self.lengths = torch.where(self.mask, lengths, lengths[:1])
+                self._check_lengths(self.lengths)
             self._check_messages()
 
     def _check_probs(self, rounding: float) -> None:
@@ -111,7 +132,7 @@ class SparseDistribution(Distribution):
             raise ValueError("every column of probs must be in descending order: row 0 is the most probable message")
 
     def _check_messages(self) -> None:
-        if not self.event_shape and self.messages.numel():
+        if not self.messages.is_floating_point() and self.messages.numel():
             lowest, highest = int(self.messages.min()), int(self.messages.max())
             if lowest < 0 or (self.vocab_size is not None and highest >= self.vocab_size):
                 limit = "" if self.vocab_size is None else f" and below vocab_size, {self.vocab_size}"
@@ -123,6 +144,15 @@ class SparseDistribution(Distribution):
         support = torch.cat((examples[:, None].double(), support), 1)
         if len(torch.unique(support, dim=0)) < len(support):
             raise ValueError("messages must differ within a column: the probabilities of equal ones belong in one row")
+
+    def _check_lengths(self, lengths: torch.Tensor) -> None:
+        positions = torch.arange(self.messages.shape[2], device=self.messages.device)
+        is_symbol = positions < lengths[:, :, None] - 1
+        in_range = (lengths >= 1) & (lengths <= self.messages.shape[2])
+        if not bool(in_range.all()) or not torch.equal(is_symbol, self.messages != 0):
+            raise ValueError(
+                "every sequence must end with symbol 0 at position lengths - 1, with no 0 before it and only 0 after it"
+            )
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -148,19 +178,29 @@ class SparseDistribution(Distribution):
         """The set of possible messages, as a constraint of torch.distributions."""
         if self.messages.is_floating_point():
             return constraints.independent(constraints.real, 1)
+        symbols: constraints.Constraint = constraints.nonnegative_integer
         if self.vocab_size is not None:
-            return constraints.integer_interval(0, self.vocab_size - 1)
-        return constraints.nonnegative_integer
+            symbols = constraints.integer_interval(0, self.vocab_size - 1)
+        return symbols if self.lengths is None else constraints.independent(symbols, 1)
 
     @functools.cached_property
     def mask(self) -> torch.Tensor:
         """``(K, B)`` bool: True in the support, False in the padding."""
-        return self.probs > 0
+        return (self.probs if self._weights is None else self._weights) > 0
 
     @property
     def weights(self) -> torch.Tensor:
         """``(K, B)``: the weights of expectations: ``probs``, multiplied by ``ratios`` if the support was resampled."""
+        if self._weights is not None:
+            return self._weights
         return self.probs if self.ratios is None else self.ratios * self.probs
+
+    @property
+    def log_probs(self) -> torch.Tensor:
+        """``(K, B)``, in nats, without gradient: the log-probabilities of the messages, 0 in the padding."""
+        if self._log_probs is not None:
+            return self._log_probs
+        return torch.where(self.mask, self.probs, 1.0).detach().log()
 
     @property
     def support_size(self) -> torch.Tensor:
@@ -169,13 +209,13 @@ class SparseDistribution(Distribution):
 
     @property
     def mode(self) -> torch.Tensor:
-        """``(B,)`` or ``(B, D)``: the most probable message."""
+        """``(B,)``, ``(B, D)`` or ``(B, L)``: the most probable message."""
         return self.messages[0]
 
     @property
     def mean(self) -> torch.Tensor:
         """``(B, D)``: the mean of vector messages (for bit-vectors their marginals, for one-hot
-        symbols their probabilities). NaN for symbol ids, which have no mean.
+        symbols their probabilities). NaN for symbol ids and sequences, which have no mean.
         """
         if not self.messages.is_floating_point():
             return torch.full_like(self.probs[0], float("nan"))
@@ -207,7 +247,7 @@ class SparseDistribution(Distribution):
             self.messages.expand(-1, *shape, *self.event_shape),
             self.probs.expand(-1, *shape),
             lambda values: values.expand(shape),
-            None if self.ratios is None else self.ratios.expand(-1, *shape),
+            lambda values: values.expand(-1, *shape),
         )
 
     def to(self, target: torch.device | torch.dtype | str | int) -> SparseDistribution:
@@ -216,26 +256,36 @@ class SparseDistribution(Distribution):
         A type applies to ``probs``, which stay at least float32, and to vector messages; symbol ids stay integers.
         """
         if not isinstance(target, torch.dtype):
-            ratios = None if self.ratios is None else self.ratios.to(target)
-            return self._map(self.messages.to(target), self.probs.to(target), lambda values: values.to(target), ratios)
+
+            def moved(values: torch.Tensor) -> torch.Tensor:
+                return values.to(target)
+
+            return self._map(self.messages.to(target), self.probs.to(target), moved, moved)
         if not target.is_floating_point:
             raise TypeError(f"target must be a device or a floating-point type, got {target}")
         messages = self.messages.to(target) if self.messages.is_floating_point() else self.messages
         wide = torch.promote_types(target, torch.float32)
-        ratios = None if self.ratios is None else self.ratios.to(wide)
-        return self._map(messages, self.probs.to(wide), lambda values: values, ratios)
+        return self._map(
+            messages,
+            self.probs.to(wide),
+            lambda values: values,
+            lambda values: values.to(wide) if values.is_floating_point() else values,
+        )
 
     def _map(
         self,
         messages: torch.Tensor,
         probs: torch.Tensor,
         per_example: Callable[[torch.Tensor], torch.Tensor],
-        ratios: torch.Tensor | None,
+        per_message: Callable[[torch.Tensor], torch.Tensor],
     ) -> SparseDistribution:
-        mapped = SparseDistribution(messages, probs, self.vocab_size, validate_args=False)
-        mapped.ratios = ratios
-        mapped.is_exact = None if self.is_exact is None else per_example(self.is_exact)
-        mapped.duality_gap = None if self.duality_gap is None else per_example(self.duality_gap)
+        """The distribution with other messages and probs; the functions map what is ``(B,)`` and what is ``(K, B)``."""
+        lengths = None if self.lengths is None else per_message(self.lengths)
+        mapped = SparseDistribution(messages, probs, self.vocab_size, validate_args=False, lengths=lengths)
+        for names, function in ((("is_exact", "duality_gap"), per_example), (_PER_MESSAGE, per_message)):
+            for name in names:
+                value = getattr(self, name)
+                setattr(mapped, name, None if value is None else function(value))
         return mapped
 
     def enumerate_support(self, expand: bool = True) -> torch.Tensor:
@@ -269,8 +319,13 @@ class SparseDistribution(Distribution):
         return (weights * torch.where(mask, values, torch.zeros_like(values))).sum(0)
 
     def entropy(self) -> torch.Tensor:
-        r"""``(B,)``, in nats: :math:`-\sum_k p_{kb} \log p_{kb}`. Its gradient is finite at padding."""
-        return 0.0 - (self.probs * torch.where(self.mask, self.probs, 1.0).log()).sum(0)
+        r"""``(B,)``, in nats: :math:`-\sum_k w_{kb} \log p_{kb}`, with the weights w as in :meth:`expectation`.
+
+        Its gradient is finite at padding. For a resampled support, value and gradient are unbiased estimates.
+        """
+        if self.ratios is None:
+            return 0.0 - (self.probs * torch.where(self.mask, self.probs, 1.0).log()).sum(0)
+        return 0.0 - (self.weights * self.log_probs).sum(0)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """The log-probability in nats; ``-inf`` for a message outside the support.
@@ -353,7 +408,7 @@ class SparseDistribution(Distribution):
         batch = self.probs.shape[1]
         if batch == 0 or shape.numel() == 0:
             return self.messages.new_empty(shape + self.batch_shape + self.event_shape)
-        weights = self.probs.t().to(torch.promote_types(self.probs.dtype, torch.float32))
+        weights = self.weights.t()
         rows = torch.multinomial(weights, shape.numel(), replacement=True).t()
         sampled = self.messages[rows, torch.arange(batch, device=rows.device)]
         return sampled.view(shape + self.batch_shape + self.event_shape)

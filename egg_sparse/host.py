@@ -33,17 +33,17 @@ _ACTING_RECEIVERS = (
     "ReinforceDeterministicWrapper",
     "RnnReceiverReinforce",
     "RnnReceiverDeterministic",
+    "TransformerReceiverDeterministic",
 )
+SENDERS_OF_SEVERAL_SYMBOLS = ("RnnSenderReinforce", "RnnSenderGS", "TransformerSenderReinforce")
 _CLASSES_FOR_SEVERAL_SYMBOLS = (
+    *SENDERS_OF_SEVERAL_SYMBOLS,
     "SenderReceiverRnnReinforce",
     "SenderReceiverRnnGS",
     "CommunicationRnnReinforce",
-    "RnnSenderReinforce",
-    "RnnSenderGS",
     "RnnReceiverReinforce",
     "RnnReceiverDeterministic",
     "RnnReceiverGS",
-    "TransformerSenderReinforce",
     "TransformerReceiverDeterministic",
 )
 
@@ -172,8 +172,7 @@ def refuse_several_symbols(module: Any) -> None:
         cls = egg_class(module, *_CLASSES_FOR_SEVERAL_SYMBOLS)
         if cls is not None:
             raise TypeError(
-                f"{cls.__name__} is for messages of several symbols, which cannot be marginalized: egg_sparse sums "
-                "over messages of one symbol (SparsemaxWrapper around an agent that returns scores (B, V)), or over "
-                "bit-vectors"
+                f"{cls.__name__} is for messages of several symbols, and this game for one symbol or a bit-vector: use "
+                "RnnSenderSparsemax and SenderReceiverRnnMarg, or marginalize(game) on EGG's game"
             )
         module = getattr(module, "agent", None)

@@ -38,6 +38,42 @@ def requesting_distributions() -> Iterator[None]:
         _distributions_are_requested.reset(token)
 
 
+def named_normalizer(normalizer: Normalizer | float | nn.Parameter) -> tuple[str, nn.Parameter | float | None]:
+    """The name of a normalizer, and its alpha if that was given.
+
+    Raises:
+        TypeError, ValueError: the normalizer is no name, no number above 1, and no parameter with such a number.
+    """
+    if isinstance(normalizer, str):
+        if normalizer not in get_args(Normalizer):
+            raise ValueError(
+                f"normalizer must be one of {', '.join(get_args(Normalizer))}, a number above 1 or an "
+                f"nn.Parameter, got {normalizer!r}"
+            )
+        return normalizer, None
+    if isinstance(normalizer, nn.Parameter):
+        if normalizer.numel() != 1 or not normalizer.is_floating_point() or not normalizer.item() > 1:
+            raise ValueError(f"a learnable normalizer must hold one number above 1, got {normalizer.data}")
+        return "entmax", normalizer
+    if isinstance(normalizer, (int, float)) and not isinstance(normalizer, bool):
+        if not 1 < normalizer < math.inf:
+            raise ValueError(f"normalizer, given as alpha, must be a finite number above 1, got {normalizer}")
+        return "entmax", float(normalizer)
+    raise TypeError(f"normalizer must be a string, a number or an nn.Parameter, got {type(normalizer).__name__}")
+
+
+def normalizer_repr(name: str, alpha: nn.Parameter | float | None) -> str:
+    """A normalizer in the representation of a wrapper."""
+    return name if alpha is None else f"entmax, alpha={float(alpha):.4g}"
+
+
+def usable_alpha(alpha: nn.Parameter | float) -> torch.Tensor | float:
+    """The alpha to compute with: a learned one below 1.01 becomes 1.01, and keeps a gradient that can raise it."""
+    if not isinstance(alpha, nn.Parameter):
+        return alpha
+    return alpha + (alpha.clamp(min=_LEAST_LEARNED_ALPHA) - alpha).detach()
+
+
 class ScoringWrapper(nn.Module):
     """The base of all wrappers: an agent that returns scores, and the temperature that divides them.
 
@@ -82,10 +118,10 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
     bit-vectors the most probable message alone, as GumbelSoftmaxWrapper does. :meth:`distribution` returns the
     distribution in both modes.
 
-    A subclass implements :meth:`_mapped` and :meth:`_largest_support`.
+    A subclass implements :meth:`_distribution` and :meth:`_greedy`.
 
     Args:
-        agent: the agent, which is called as the wrapper is and returns scores.
+        agent: the agent, which is called as the wrapper is.
         temperature: the divisor of the scores, with support control the first one; None for 1, or for the one that
             support control finds.
         support: the least mean support in training, see :attr:`support`; "auto" for
@@ -153,12 +189,12 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
         return f"temperature={float(self.temperature):.4}" if self.control is None else "temperature=controlled"
 
     @abc.abstractmethod
-    def _mapped(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> SparseDistribution:
-        """The distribution of the scores divided by the temperature."""
+    def _distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
+        """The distribution over messages; a training step also updates support control."""
 
     @abc.abstractmethod
-    def _largest_support(self, scores: torch.Tensor) -> int:
-        """The largest support that a distribution of scores of this shape can have."""
+    def _greedy(self, *args: Any, **kwargs: Any) -> Any:
+        """The messages of an evaluation, as EGG's wrapper of the same message format returns them."""
 
     def distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
         """The distribution over messages, in training and in evaluation mode; called as the agent is.
@@ -172,13 +208,28 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
             return self(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        distribution = self._distribution(*args, **kwargs)
         if self.training or _distributions_are_requested.get():
-            return distribution
-        return self._greedy(distribution)
+            return self._distribution(*args, **kwargs)
+        return self._greedy(*args, **kwargs)
 
-    def _greedy(self, distribution: SparseDistribution) -> Any:
-        """The most probable messages, as EGG's wrapper of the same message format returns them."""
+
+class MappingWrapper(SparseWrapper):
+    """The base of the wrappers that map the scores of their agent to a distribution.
+
+    A subclass implements :meth:`_mapped` and :meth:`_largest_support`. The arguments are those of
+    :class:`SparseWrapper`.
+    """
+
+    @abc.abstractmethod
+    def _mapped(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> SparseDistribution:
+        """The distribution of the scores divided by the temperature."""
+
+    @abc.abstractmethod
+    def _largest_support(self, scores: torch.Tensor) -> int:
+        """The largest support that a distribution of scores of this shape can have."""
+
+    def _greedy(self, *args: Any, **kwargs: Any) -> Any:
+        distribution = self._distribution(*args, **kwargs)
         if distribution.event_shape:
             return distribution.mode
         return distribution.mode, distribution.probs[0].log(), distribution.entropy()
@@ -202,7 +253,7 @@ class SparseWrapper(ScoringWrapper, abc.ABC):
         return distribution
 
 
-class SparsemaxWrapper(SparseWrapper):
+class SparsemaxWrapper(MappingWrapper):
     r"""Makes an agent that scores the symbols of a vocabulary send all symbols of non-zero probability.
 
     The wrapped agent is the sender of :class:`egg_sparse.SymbolGameMarg`. It takes the place of EGG's
@@ -262,41 +313,18 @@ class SparsemaxWrapper(SparseWrapper):
         if message_format not in get_args(MessageFormat):
             raise ValueError(f'message_format must be "index" or "one_hot", got {message_format!r}')
         self.message_format = message_format
-        self.alpha: nn.Parameter | float | None = None
-        if isinstance(normalizer, str):
-            if normalizer not in get_args(Normalizer):
-                raise ValueError(
-                    f"normalizer must be one of {', '.join(get_args(Normalizer))}, a number above 1 or an "
-                    f"nn.Parameter, got {normalizer!r}"
-                )
-            self.normalizer: str = normalizer
-        elif isinstance(normalizer, nn.Parameter):
-            if normalizer.numel() != 1 or not normalizer.is_floating_point() or not normalizer.item() > 1:
-                raise ValueError(f"a learnable normalizer must hold one number above 1, got {normalizer.data}")
-            self.normalizer, self.alpha = "entmax", normalizer
-        elif isinstance(normalizer, (int, float)) and not isinstance(normalizer, bool):
-            if not 1 < normalizer < math.inf:
-                raise ValueError(f"normalizer, given as alpha, must be a finite number above 1, got {normalizer}")
-            self.normalizer, self.alpha = "entmax", float(normalizer)
-        else:
-            raise TypeError(
-                f"normalizer must be a string, a number or an nn.Parameter, got {type(normalizer).__name__}"
-            )
+        self.normalizer, self.alpha = named_normalizer(normalizer)
 
     def extra_repr(self) -> str:
-        alpha = self.alpha.item() if isinstance(self.alpha, nn.Parameter) else self.alpha
-        normalizer = self.normalizer if alpha is None else f"entmax, alpha={alpha:.4g}"
+        normalizer = normalizer_repr(self.normalizer, self.alpha)
         return f"normalizer={normalizer}, message_format={self.message_format}, {self._temperature_repr()}"
 
     def _largest_support(self, scores: torch.Tensor) -> int:
         return scores.shape[1]
 
     def _mapped(self, scores: torch.Tensor, temperature: float | torch.Tensor) -> SparseDistribution:
-        if isinstance(self.alpha, nn.Parameter):
-            clamped = self.alpha + (self.alpha.clamp(min=_LEAST_LEARNED_ALPHA) - self.alpha).detach()
-            distribution = categorical.entmax(scores, clamped, temperature)
-        elif self.alpha is not None:
-            distribution = categorical.entmax(scores, self.alpha, temperature)
+        if self.alpha is not None:
+            distribution = categorical.entmax(scores, usable_alpha(self.alpha), temperature)
         else:
             distribution = getattr(categorical, self.normalizer)(scores, temperature)
         if self.message_format == "index":
@@ -307,7 +335,7 @@ class SparsemaxWrapper(SparseWrapper):
         return SparseDistribution(one_hot, distribution.probs, distribution.vocab_size, validate_args=False)
 
 
-class TopKSparsemaxWrapper(SparseWrapper):
+class TopKSparsemaxWrapper(MappingWrapper):
     r"""Makes an agent that scores D bits send the support of top-k sparsemax.
 
     This is sparsemax over the k bit-vectors z with the highest scores :math:`\langle x, z \rangle`. It equals sparsemax
@@ -355,7 +383,7 @@ class TopKSparsemaxWrapper(SparseWrapper):
         return topk.topk_sparsemax(self._divided(scores, temperature), self.k)
 
 
-class SparseMAPBitVectorWrapper(SparseWrapper):
+class SparseMAPBitVectorWrapper(MappingWrapper):
     r"""Makes an agent that scores D bits send bit-vectors whose mean is the vector of SparseMAP marginals.
 
     Without a budget the marginal of a bit with score x is clip((x + 1) / 2, 0, 1): a score in (-1, 1) leaves the bit

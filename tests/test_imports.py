@@ -11,6 +11,7 @@ LAYERS = {
     "mappings": 1,
     "support": 1,
     "wrappers": 2,
+    "senders": 2,
     "games": 3,
     "estimators": 3,
     "callbacks": 3,

@@ -1,5 +1,6 @@
 """The exact expected loss as EGG games."""
 
 from egg_sparse.games.marginal import CommunicationMarg, SymbolGameMarg
+from egg_sparse.games.sequences import CommunicationRnnMarg, SenderReceiverRnnMarg
 
-__all__ = ["CommunicationMarg", "SymbolGameMarg"]
+__all__ = ["CommunicationMarg", "CommunicationRnnMarg", "SenderReceiverRnnMarg", "SymbolGameMarg"]

@@ -225,6 +225,7 @@ class OneMessageGame(nn.Module):
         losses: torch.Tensor,
         loss_metrics: dict[str, torch.Tensor],
         game_metrics: dict[str, torch.Tensor],
+        lengths: torch.Tensor | None = None,
     ) -> host.core.Interaction:
         """The Interaction of a batch.
 
@@ -235,12 +236,15 @@ class OneMessageGame(nn.Module):
             losses: the loss of every example, without entropies.
             loss_metrics: the metrics that the loss reports.
             game_metrics: the metrics that the game adds.
+            lengths: the lengths of sequences.
         """
         game_metrics = {"task_loss": losses, **game_metrics}
         for name in loss_metrics:
             if name in game_metrics:
                 raise ValueError(f"the loss must not report {name!r}, which the game reports itself: rename it")
-        length = message.shape[1] if message.dim() > 1 and call.vocab_size is None else 1.0
+        if lengths is None:
+            length = message.shape[1] if message.dim() > 1 and call.vocab_size is None else 1.0
+            lengths = torch.full((len(message),), length, device=message.device)
         return self._logging_strategy.filtered_interaction(
             sender_input=call.batch.sender_input,
             receiver_input=call.batch.receiver_input,
@@ -248,7 +252,7 @@ class OneMessageGame(nn.Module):
             aux_input=call.batch.aux_input,
             message=message.detach(),
             receiver_output=None if outcome.receiver_output is None else outcome.receiver_output.detach(),
-            message_length=torch.full((len(message),), length, device=message.device),
+            message_length=lengths,
             aux={name: value.detach() for name, value in {**loss_metrics, **game_metrics}.items()},
         )
 

@@ -121,7 +121,13 @@ class ReceiverCall:
         """The receiver's output for one message per example."""
         checked = checks.checked_vocabulary(self.receiver, message, self.vocab_size) if self.is_first else nullcontext()
         with checked, checks.explained_index_error(None if message.is_floating_point() else self.vocab_size):
-            return self.receiver(message, self.batch.receiver_input, self.batch.aux_input)
+            return self._call_receiver(message)
+
+    def _call_receiver(self, message: torch.Tensor) -> Any:
+        return self.receiver(message, self.batch.receiver_input, self.batch.aux_input)
+
+    def _message_for_loss(self, message: torch.Tensor) -> torch.Tensor:
+        return message
 
     def judged(self, message: torch.Tensor, output: Any) -> dict[str, torch.Tensor]:
         """What the loss says of the receiver's output for one message per example."""
@@ -131,7 +137,14 @@ class ReceiverCall:
             output, values["receiver_log_prob"], values["receiver_entropy"] = checks.unpacked_action(output, size)
         elif self.acts is None and self.is_first and checks.looks_like_action(output):
             checks.warn_of_possible_action()
-        returned = self.loss(batch.sender_input, message, batch.receiver_input, output, batch.labels, batch.aux_input)
+        returned = self.loss(
+            batch.sender_input,
+            self._message_for_loss(message),
+            batch.receiver_input,
+            output,
+            batch.labels,
+            batch.aux_input,
+        )
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
             raise TypeError(f"the loss must return (loss per example, dict of tensors), got {type(returned).__name__}")
         loss, metrics = returned

@@ -59,13 +59,14 @@ class SupportMonitor:
     warned: bool = False
 
 
-class _MarginalGame(OneMessageGame):
-    """The base of the two games: their options, and the computation of loss and Interaction."""
+class MarginalGame(OneMessageGame):
+    """The base of the games: their options, and the computation of loss and Interaction."""
 
     evaluation = Option[Evaluation](one_of(*get_args(Evaluation)))
     max_support = Option["int | None"](check_count)
     coupled = Option[Coupled](one_of(*get_args(Coupled)))
     bound = Option[Bound](one_of(*get_args(Bound)))
+    length_cost: float = 0.0
 
     def __init__(
         self,
@@ -107,24 +108,19 @@ class _MarginalGame(OneMessageGame):
     ) -> tuple[torch.Tensor, host.core.Interaction]:
         """The loss and the Interaction of a batch."""
         distribution = self._sent_distribution(sender, batch)
-        host.refuse_several_symbols(receiver)
-        if self.receiver_acts is None and not self.receiver_entropy_coeff:
-            receiver = host.without_deterministic_wrapper(receiver)
         call = self._receiver_call(distribution, receiver, loss, batch)
         greedy = not self.training and self.evaluation == "greedy"
         bounded, log_prob = self._bounded(distribution)
+        if greedy:
+            bounded = self._greedy(bounded, sender, batch)
         outcome = self._play(bounded, call, greedy)
         if not greedy and min(bounded.probs.shape) > 1:
             self._check_coupling(bounded, call)
             self._check_averages(call, outcome)
         expect = of_first_row(bounded) if greedy else bounded.expectation
 
-        losses = expect(outcome.loss)
-        if bounded.ratios is not None or outcome.acts:
-            others_loss = _mean_of_others(losses.detach())
-        if bounded.ratios is not None:
-            losses = losses + others_loss * (1 - bounded.weights.sum(0))
-        sender_entropy, support = distribution.entropy(), distribution.support_size.to(losses.dtype)
+        losses = expect(outcome.loss) if greedy else unbiased(bounded, outcome.loss)
+        sender_entropy, support = _entropy(distribution), distribution.support_size.to(losses.dtype)
         optimized_loss = losses.mean()
         if self.sender_entropy_coeff:
             optimized_loss = optimized_loss - self.sender_entropy_coeff * sender_entropy.mean()
@@ -141,7 +137,7 @@ class _MarginalGame(OneMessageGame):
             receiver_entropy = expect(outcome.values["receiver_entropy"])
             optimized_loss = optimized_loss - self.receiver_entropy_coeff * receiver_entropy.mean()
             if self.training:
-                advantage = outcome.loss.detach() - others_loss
+                advantage = outcome.loss.detach() - _mean_of_others(losses.detach())
                 policy_loss = (advantage * outcome.values["receiver_log_prob"]).mul(bounded.weights.detach())
                 optimized_loss = optimized_loss + torch.where(bounded.mask, policy_loss, 0).sum(0).mean()
             metrics["receiver_entropy"] = receiver_entropy
@@ -149,17 +145,42 @@ class _MarginalGame(OneMessageGame):
         metrics["support"] = support
         if not greedy:
             metrics["receiver_calls"] = outcome.receiver_calls.to(losses.dtype)
-        metrics["exact"] = (support <= (self.max_support or math.inf)).to(losses.dtype)
+        metrics["exact"] = self._is_exact(distribution).to(losses.dtype)
+        lengths = bounded.lengths
+        if lengths is not None:
+            length = unbiased(bounded, lengths.to(losses.dtype))
+            optimized_loss = optimized_loss + self.length_cost * length.mean()
+            metrics["length"] = length - 1
         return optimized_loss, self._interaction(
-            bounded.mode, call, outcome, losses, expected_metrics(outcome, expect), metrics
+            bounded.mode,
+            call,
+            outcome,
+            losses,
+            expected_metrics(outcome, expect),
+            metrics,
+            None if lengths is None else lengths[0],
         )
 
     @property
     def _examples_are_independent(self) -> bool:
         return self.coupled == "refuse"
 
+    def _receiver_call(self, distribution: Any, receiver: Callable, loss: Callable, batch: Batch) -> ReceiverCall:
+        host.refuse_several_symbols(receiver)
+        if self.receiver_acts is None and not self.receiver_entropy_coeff:
+            receiver = host.without_deterministic_wrapper(receiver)
+        return super()._receiver_call(distribution, receiver, loss, batch)
+
+    def _greedy(self, distribution: SparseDistribution, sender: Callable, batch: Batch) -> SparseDistribution:
+        """A distribution whose first row is the greedy message of every example."""
+        return distribution
+
+    def _is_exact(self, distribution: SparseDistribution) -> torch.Tensor:
+        """Whether an example's loss is summed over its whole support, ``(B,)`` bool."""
+        return distribution.support_size <= (self.max_support or math.inf)
+
     def _sent_distribution(self, sender: Callable, batch: Batch) -> SparseDistribution:
-        host.refuse_several_symbols(sender)
+        self._refuse(sender)
         host.refuse_sampling_wrappers(sender)
         with requesting_distributions():
             distribution = sender(batch.sender_input, batch.aux_input)
@@ -168,7 +189,20 @@ class _MarginalGame(OneMessageGame):
                 "the sender must return a SparseDistribution: wrap the agent with SparsemaxWrapper; "
                 f"it returned {type(distribution).__name__}"
             )
+        self._check_distribution(distribution)
         return distribution
+
+    def _refuse(self, sender: Callable) -> None:
+        """Raises TypeError for a sender of EGG's that samples messages of the game's kind, or sends another kind."""
+        host.refuse_several_symbols(sender)
+
+    def _check_distribution(self, distribution: SparseDistribution) -> None:
+        """Raises TypeError for a distribution over another kind of messages."""
+        if distribution.lengths is not None:
+            raise TypeError(
+                "the sender sends messages of several symbols: give it to SenderReceiverRnnMarg, or in a population to "
+                "CommunicationRnnMarg"
+            )
 
     def _bounded(self, distribution: SparseDistribution) -> tuple[SparseDistribution, torch.Tensor | None]:
         """The distribution within ``max_support``, and the log-probability of its sample if it is sum-and-sample's."""
@@ -259,6 +293,22 @@ class _MarginalGame(OneMessageGame):
             checks.warn_of_averages(sorted(names))
 
 
+def unbiased(distribution: SparseDistribution, values: torch.Tensor) -> torch.Tensor:
+    """The expectation ``(B,)`` of values ``(K, B)``, with the mean of the other examples as baseline if it is sampled.
+
+    The weights of a resampled support sum to 1, so that the baseline changes the gradient alone.
+    """
+    expected = distribution.expectation(values)
+    if distribution.ratios is None:
+        return expected
+    return expected + _mean_of_others(expected.detach()) * (1 - distribution.weights.sum(0))
+
+
+def _entropy(distribution: SparseDistribution) -> torch.Tensor:
+    """The entropy ``(B,)`` in nats, with a baseline if it is sampled."""
+    return distribution.entropy() if distribution.ratios is None else -unbiased(distribution, distribution.log_probs)
+
+
 def _spread(distribution: SparseDistribution, losses: torch.Tensor) -> torch.Tensor:
     """The standard deviation ``(B,)`` of an example's losses ``(K, B)`` over its messages, without gradient."""
     with torch.no_grad():
@@ -275,7 +325,7 @@ def _mean_of_others(losses: torch.Tensor) -> torch.Tensor:
     return (losses.sum() - losses) / (losses.numel() - 1)
 
 
-class SymbolGameMarg(_MarginalGame):
+class SymbolGameMarg(MarginalGame):
     r"""A one-message Sender/Receiver game whose loss is the exact expectation over messages,
 
     .. math:: \frac{1}{B} \sum_b \Big( \sum_{m:\, p_b(m) > 0} p_b(m)\, \ell_b(m) - c\, H(p_b) \Big),
@@ -408,7 +458,7 @@ class SymbolGameMarg(_MarginalGame):
         return self._communicate(self.sender, self.receiver, self.loss, batch)
 
 
-class CommunicationMarg(_MarginalGame):
+class CommunicationMarg(MarginalGame):
     """The mechanics of :class:`SymbolGameMarg` without agents of its own, for EGG's ``PopulationGame``.
 
     Called as ``mechanics(sender, receiver, loss, sender_input, labels, receiver_input, aux_input)``. The

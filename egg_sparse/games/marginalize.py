@@ -7,12 +7,17 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from egg_sparse import host
-from egg_sparse.games import CommunicationMarg, SymbolGameMarg
+from egg_sparse.games import CommunicationMarg, CommunicationRnnMarg, SenderReceiverRnnMarg, SymbolGameMarg
+from egg_sparse.games.marginal import MarginalGame
 from egg_sparse.games.snapshot import Snapshot
+from egg_sparse.senders import RnnSenderSparsemax, SequenceSender, TransformerSenderSparsemax
 from egg_sparse.wrappers import ScoringWrapper, SparsemaxWrapper
+
+_GAMES_OF_SEQUENCES = ("SenderReceiverRnnReinforce", "SenderReceiverRnnGS")
 
 
 def marginalize(game: Any, **options: Any) -> Any:
@@ -23,15 +28,15 @@ def marginalize(game: Any, **options: Any) -> Any:
     acts still acts, and the game looks through a ``ReinforceDeterministicWrapper``.
 
     Args:
-        game: the game: EGG's ``SymbolGameReinforce``, ``SymbolGameGS``, or a ``PopulationGame`` over senders of one
-            symbol.
-        options: options of :class:`egg_sparse.SparsemaxWrapper` (``normalizer``, ``temperature``, ...) and of
-            :class:`egg_sparse.SymbolGameMarg` (``strategy``, ``max_support``, ``evaluation``, ...), which override
-            those of the game.
+        game: the game: EGG's ``SymbolGameReinforce`` or ``SymbolGameGS`` for messages of one symbol,
+            ``SenderReceiverRnnReinforce`` or ``SenderReceiverRnnGS`` for messages of several, with RNN or Transformer
+            senders, or a ``PopulationGame`` over the senders of the former three.
+        options: options of the sender (``normalizer``, ``temperature``, ...) and of the game (``strategy``,
+            ``max_support``, ``evaluation``, ...), which override those of the given game.
 
     Returns:
-        A :class:`egg_sparse.SymbolGameMarg`; for a population, a ``PopulationGame`` with a
-        :class:`egg_sparse.CommunicationMarg`.
+        A :class:`egg_sparse.SymbolGameMarg` or :class:`egg_sparse.SenderReceiverRnnMarg`; for a population, a
+        ``PopulationGame`` with a :class:`egg_sparse.CommunicationMarg` or :class:`egg_sparse.CommunicationRnnMarg`.
 
     Raises:
         TypeError: the game, one of its agents, or an option is none of the above; the error says what to do.
@@ -51,24 +56,31 @@ def marginalize(game: Any, **options: Any) -> Any:
         >>> game.sender.message_format, game(torch.randn(8, 5), None)[0].shape
         ('one_hot', torch.Size([]))
     """
-    wrapper_options, game_options = _split_options(options)
-    if host.egg_class(game, "SymbolGameReinforce", "SymbolGameGS"):
+    population = host.egg_class(game, "PopulationGame") is not None
+    if population and isinstance(game.game, (CommunicationMarg, CommunicationRnnMarg)):
+        raise TypeError(f"game is a population with a {type(game.game).__name__} already: it needs no conversion")
+    several = host.egg_class(game.game if population else game, *_GAMES_OF_SEQUENCES, "CommunicationRnnReinforce")
+    mechanics = CommunicationRnnMarg if several else CommunicationMarg
+    sender_options, game_options = _split_options(options, mechanics)
+    if population:
+        converted: Any = copy.copy(game)
+        converted._modules = dict(game._modules)
+        converted.agents_loss_sampler = _converted_sampler(game.agents_loss_sampler, sender_options)
+        converted.game = mechanics(**{**_options_of(game.game), **game_options})
+        return converted.train(game.training)
+    if several:
+        game_options = {**_options_of(game), **game_options}
+        converted = SenderReceiverRnnMarg(
+            _converted_sender(game.sender, sender_options), game.receiver, game.loss, **game_options
+        )
+    elif host.egg_class(game, "SymbolGameReinforce", "SymbolGameGS"):
         is_deterministic = host.egg_class(game.receiver, "ReinforceDeterministicWrapper")
         if host.egg_class(game, "SymbolGameReinforce") and not is_deterministic:
             game_options.setdefault("receiver_acts", True)
-        sender = _converted_sender(game.sender, wrapper_options)
-        converted: Any = SymbolGameMarg(sender, game.receiver, game.loss, **{**_options_of(game), **game_options})
-    elif host.egg_class(game, "PopulationGame"):
-        if isinstance(game.game, CommunicationMarg):
-            raise TypeError("game is a population with a CommunicationMarg already: it needs no conversion")
-        host.refuse_several_symbols(game.game)
-        converted = copy.copy(game)
-        converted._modules = dict(game._modules)
-        converted.agents_loss_sampler = _converted_sampler(game.agents_loss_sampler, wrapper_options)
-        converted.game = CommunicationMarg(**{**_options_of(game.game), **game_options})
+        sender = _converted_sender(game.sender, sender_options)
+        converted = SymbolGameMarg(sender, game.receiver, game.loss, **{**_options_of(game), **game_options})
     else:
-        host.refuse_several_symbols(game)
-        if isinstance(game, (SymbolGameMarg, CommunicationMarg)):
+        if isinstance(game, MarginalGame):
             raise TypeError(f"game is a {type(game).__name__} already: it needs no conversion")
         cls = type(game)
         remedy = "wrap its sender's agent with SparsemaxWrapper, and give it to SymbolGameMarg"
@@ -77,33 +89,46 @@ def marginalize(game: Any, **options: Any) -> Any:
         elif isinstance(getattr(game, "game", None), nn.Module):
             remedy = "it holds a game itself, so set game.game = marginalize(game.game)"
         raise TypeError(
-            "game must be EGG's SymbolGameReinforce, SymbolGameGS or PopulationGame, got "
-            f"{cls.__module__}.{cls.__name__}: {remedy}"
+            "game must be EGG's SymbolGameReinforce, SymbolGameGS, SenderReceiverRnnReinforce, SenderReceiverRnnGS or "
+            f"PopulationGame, got {cls.__module__}.{cls.__name__}: {remedy}"
         )
     return converted.train(game.training)
 
 
-def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the wrapper, and those of the game."""
-    wrapper_names = set(inspect.signature(SparsemaxWrapper).parameters) - {"agent", "message_format"}
-    game_names = set(inspect.signature(CommunicationMarg).parameters)
+def _split_options(options: dict[str, Any], mechanics: type[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the sender, and those of the game."""
+    several = mechanics is CommunicationRnnMarg
+    shared = {"normalizer", "temperature", "support"}
+    sender_names = shared | ({"max_support"} if several else set())
+    game_names = set(inspect.signature(mechanics).parameters)
     for name in options:
         if name == "message_format":
             raise TypeError("message_format is no option here: it follows from the game that is converted")
-        if name not in wrapper_names | game_names:
+        if name not in sender_names | game_names:
+            sender = "RnnSenderSparsemax" if several else "SparsemaxWrapper"
+            game = "SenderReceiverRnnMarg" if several else "SymbolGameMarg"
             raise TypeError(
-                f"{name} is no option of SparsemaxWrapper ({', '.join(sorted(wrapper_names))}) or of SymbolGameMarg "
+                f"{name} is no option of {sender} ({', '.join(sorted(sender_names))}) or of {game} "
                 f"({', '.join(sorted(game_names))})"
             )
     return (
-        {name: value for name, value in options.items() if name in wrapper_names},
+        {name: value for name, value in options.items() if name in sender_names},
         {name: value for name, value in options.items() if name in game_names},
     )
 
 
 def _options_of(game: Any) -> dict[str, Any]:
-    """The options that an EGG game shares with :class:`egg_sparse.SymbolGameMarg`."""
-    names = ("sender_entropy_coeff", "receiver_entropy_coeff", "train_logging_strategy", "test_logging_strategy")
+    """The options that an EGG game shares with the exact one."""
+    names: tuple[str, ...] = (
+        "sender_entropy_coeff",
+        "receiver_entropy_coeff",
+        "train_logging_strategy",
+        "test_logging_strategy",
+    )
+    if host.egg_class(game, "SenderReceiverRnnReinforce"):
+        game = game.mechanics
+    if host.egg_class(game, "SenderReceiverRnnGS", "CommunicationRnnReinforce"):
+        names = (*names, "length_cost")
     return {name: getattr(game, name) for name in names if hasattr(game, name)}
 
 
@@ -113,16 +138,71 @@ def _converted_sender(sender: Any, options: dict[str, Any]) -> nn.Module:
         return SparsemaxWrapper(sender.agent, message_format="index", **options)
     if host.egg_class(sender, "GumbelSoftmaxWrapper"):
         return SparsemaxWrapper(sender.agent, message_format="one_hot", **options)
+    if host.egg_class(sender, "RnnSenderReinforce", "RnnSenderGS"):
+        return _rnn_sender(sender, options)
+    if host.egg_class(sender, "TransformerSenderReinforce"):
+        return _transformer_sender(sender, options)
     if isinstance(sender, ScoringWrapper):
+        game = "SenderReceiverRnnMarg" if isinstance(sender, SequenceSender) else "SymbolGameMarg"
         raise TypeError(
-            f"the sender is a {type(sender).__name__} already: give it to SymbolGameMarg, not to an EGG game that "
+            f"the sender is a {type(sender).__name__} already: give it to {game}, not to an EGG game that "
             "is then converted"
         )
-    host.refuse_several_symbols(sender)
     raise TypeError(
         "the sender must be a ReinforceWrapper or a GumbelSoftmaxWrapper around an agent that scores symbols, got "
         f"{type(sender).__name__}: wrap its agent with SparsemaxWrapper, and give it to SymbolGameMarg"
     )
+
+
+class _OneHotEmbedding(nn.Module):
+    """The linear layer with which EGG's RnnSenderGS embeds one-hot symbols, for symbol ids."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, symbols: torch.Tensor) -> torch.Tensor:
+        embedded = F.embedding(symbols, self.linear.weight.t())
+        return embedded if self.linear.bias is None else embedded + self.linear.bias
+
+
+def _rnn_sender(sender: Any, options: dict[str, Any]) -> RnnSenderSparsemax:
+    """EGG's RNN sender as one of this package, with the same layers."""
+    cells = sender.cells if hasattr(sender, "cells") else nn.ModuleList([sender.cell])
+    hidden_size = sender.hidden_to_output.in_features
+    with torch.random.fork_rng():
+        converted = RnnSenderSparsemax(
+            sender.agent, sender.vocab_size, sender.embed_dim, hidden_size, sender.max_len, len(cells), **options
+        )
+    converted.hidden_to_output, converted.sos_embedding, converted.cells = (
+        sender.hidden_to_output,
+        sender.sos_embedding,
+        cells,
+    )
+    is_linear = isinstance(sender.embedding, nn.Linear)
+    converted.embedding = _OneHotEmbedding(sender.embedding) if is_linear else sender.embedding
+    return converted
+
+
+def _transformer_sender(sender: Any, options: dict[str, Any]) -> TransformerSenderSparsemax:
+    """EGG's Transformer sender as one of this package, with the same layers."""
+    layers = sender.transformer.layers
+    with torch.random.fork_rng():
+        converted = TransformerSenderSparsemax(
+            sender.agent,
+            sender.vocab_size,
+            sender.embed_dim,
+            sender.max_len,
+            len(layers),
+            layers[0].self_attn.num_heads,
+            layers[0].fc1.out_features,
+            sender.generate_style,
+            sender.causal,
+            **options,
+        )
+    for name in ("transformer", "embedding_to_vocab", "special_symbol_embedding", "embed_tokens"):
+        setattr(converted, name, getattr(sender, name))
+    return converted
 
 
 def _converted_sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:

@@ -85,7 +85,7 @@ def sparsemax(scores: torch.Tensor, temperature: float | torch.Tensor = 1.0) -> 
 
     Source: Martins and Astudillo, "From Softmax to Sparsemax" (ICML 2016).
     """
-    return _distribution(scores, temperature, _Entmax(2.0, _sparsemax_probs))
+    return _distribution(scores, temperature, _named(2.0))
 
 
 def entmax15(scores: torch.Tensor, temperature: float | torch.Tensor = 1.0) -> SparseDistribution:
@@ -109,7 +109,7 @@ def entmax15(scores: torch.Tensor, temperature: float | torch.Tensor = 1.0) -> S
 
     Source: Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models" (ACL 2019).
     """
-    return _distribution(scores, temperature, _Entmax(1.5, _entmax15_probs))
+    return _distribution(scores, temperature, _named(1.5))
 
 
 def entmax(
@@ -142,11 +142,7 @@ def entmax(
     if not isinstance(alpha, torch.Tensor):
         if not 1 < alpha < float("inf"):
             raise ValueError(f"alpha must be a finite number above 1, got {alpha}")
-        if alpha == 1.5:
-            return entmax15(scores, temperature)
-        if alpha == 2:
-            return sparsemax(scores, temperature)
-        return _distribution(scores, temperature, _bisected(alpha))
+        return _distribution(scores, temperature, _named(alpha))
     check_scores(scores, _COLUMNS)
     if not alpha.is_floating_point():
         raise TypeError(f"alpha must be floating point, got {alpha.dtype}")
@@ -155,6 +151,69 @@ def entmax(
         raise ValueError(f"alpha must hold one value or be of shape (B, 1), got {tuple(alpha.shape)}")
 
     return _distribution(scores, temperature, _bisected(per_example))
+
+
+#: The alpha of the mappings that have names.
+ALPHAS = {"softmax": 1.0, "entmax15": 1.5, "sparsemax": 2.0}
+
+
+def probabilities(
+    scores: torch.Tensor, alpha: float | torch.Tensor, temperature: float | torch.Tensor = 1.0
+) -> torch.Tensor:
+    """Alpha-entmax as probabilities of all symbols, without a synchronization with the device.
+
+    Args:
+        scores: ``(B, V)``, floating point and finite, which is not checked.
+        alpha: 1 for softmax; as in :func:`entmax` for others.
+        temperature: as in :func:`softmax`.
+
+    Returns:
+        ``(B, V)``, in at least float32, differentiable.
+
+    Example:
+        >>> probabilities(torch.tensor([[0.1, 1.0, 0.6, -2.0]]), alpha=2.0).round(decimals=4).tolist()
+        [[0.0, 0.699999988079071, 0.30000001192092896, 0.0]]
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        x = scores.to(probability_type(scores))
+        x = (x - x.detach().amax(1, keepdim=True)) / temperature
+        if not isinstance(alpha, torch.Tensor) and alpha == 1:
+            return torch.softmax(x, dim=1)
+        mapping = _named(alpha)
+        with torch.no_grad():
+            found = mapping.probs(x)
+        return mapping.differentiable(found, x)
+
+
+def checked_alpha(normalizer: str | float | torch.Tensor) -> float | torch.Tensor:
+    """The alpha of a normalizer: "softmax", "entmax15", "sparsemax", or an alpha above 1 itself.
+
+    Raises:
+        TypeError, ValueError: the normalizer is none of these.
+    """
+    if isinstance(normalizer, str):
+        if normalizer not in ALPHAS:
+            raise ValueError(f"normalizer must be one of {', '.join(ALPHAS)} or a number above 1, got {normalizer!r}")
+        return ALPHAS[normalizer]
+    if isinstance(normalizer, torch.Tensor):
+        if normalizer.numel() != 1 or not normalizer.is_floating_point():
+            raise ValueError(f"a tensor as normalizer must hold one floating-point alpha, got {normalizer}")
+        return normalizer.reshape(1, 1)
+    if isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
+        raise TypeError(f"normalizer must be a string, a number or a tensor, got {type(normalizer).__name__}")
+    if not 1 < normalizer < math.inf:
+        raise ValueError(f"normalizer, given as alpha, must be a finite number above 1, got {normalizer}")
+    return float(normalizer)
+
+
+def _named(alpha: float | torch.Tensor) -> _Entmax:
+    """Alpha-entmax, in closed form where there is one."""
+    if not isinstance(alpha, torch.Tensor):
+        if alpha == 1.5:
+            return _Entmax(1.5, _entmax15_probs)
+        if alpha == 2:
+            return _Entmax(2.0, _sparsemax_probs)
+    return _bisected(alpha)
 
 
 def _sparsemax_probs(x: torch.Tensor) -> torch.Tensor:

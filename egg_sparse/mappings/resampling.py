@@ -79,6 +79,75 @@ def drawn_rows(inclusion: torch.Tensor, max_support: int) -> torch.Tensor:
     return torch.where(points < total, found.clamp(max=len(inclusion) - 1), 0)
 
 
+@torch.no_grad()
+def draw_by_group(
+    weights: torch.Tensor, groups: torch.Tensor, n_groups: int, max_support: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Draws at most ``max_support`` elements of each group by systematic sampling, without a loop or a host copy.
+
+    The inclusion probabilities are :math:`q_i = \min(1, c\, w_i)` with the sum ``max_support`` in each group. All
+    elements of a group are kept if no more than ``max_support`` of its weights are above 0.
+
+    Args:
+        weights: the elements' weights ``(N,)``, non-negative.
+        groups: the elements' groups ``(N,)`` long, in any order.
+        n_groups: the number of groups.
+        max_support: the largest number of elements that remain in a group.
+
+    Returns:
+        Whether an element is drawn, ``(N,)`` bool, False for weights of 0; the inclusion probabilities ``(N,)``, as in
+        :func:`inclusion_probabilities`; and whether a group kept all its elements, ``(n_groups,)`` bool.
+
+    Example:
+        >>> weights = torch.tensor([0.125, 0.5, 0.25, 0.125, 0.0, 1.0])
+        >>> drawn, q, is_exact = draw_by_group(weights, torch.tensor([0, 0, 0, 0, 1, 1]), 2, max_support=3)
+        >>> q.tolist(), is_exact.tolist()
+        ([0.5, 1.0, 1.0, 0.5, 0.0, 1.0], [False, True])
+        >>> drawn[[1, 2, 4, 5]].tolist(), int(drawn[:4].sum())
+        ([True, True, False, True], 3)
+    """
+    device = weights.device
+    w = widen(weights)
+    order = w.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    w, group = w[order], groups[order]
+
+    def sums(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(n_groups).index_add(0, group, values)
+
+    sizes = sums(torch.ones_like(group))
+    starts, ends = sizes.cumsum(0) - sizes, sizes.cumsum(0)
+    positions = torch.arange(len(w), device=device)
+    rank = positions - starts[group]
+    zero = w.new_zeros(1)
+    to_the_end = torch.cat((w.flip(0).cumsum(0).flip(0), zero))
+    rest = torch.maximum(to_the_end[:-1] - to_the_end[ends][group], w)
+    # If the first k elements are kept, c is (K - k) / rest_k. As many are kept as the smallest k with c w_k < 1.
+    scale = (max_support - rank) / torch.where(rest > 0, rest, 1)
+    is_sampled = (scale * w < 1) | (rank >= max_support)
+    kept = sizes.scatter_reduce(0, group, torch.where(is_sampled, rank, sizes[group]), "amin")
+    scale = scale[(starts + kept).clamp(max=len(w) - 1)][group]
+    n_positive = sums((w > 0).long())
+    is_exact = n_positive <= max_support
+    is_kept = torch.where(is_exact[group], w > 0, rank < kept[group])
+    q = torch.where(is_kept, 1.0, torch.where(is_exact[group], 0.0, (scale * w).clamp(0, 1)))
+
+    # The sampled elements of a group lie side by side on a line, each as long as its q, up to the number to be drawn.
+    # An element is drawn if it holds one of the points u, u + 1, u + 2, ...
+    to_draw = torch.where(is_exact, 0, max_support - kept).to(w)[group]
+    line = torch.cat((zero, torch.where(is_kept, 0, q).cumsum(0)))
+    stop = (line[1:] - line[starts][group]).clamp(min=0)
+    stop = torch.where(rank >= n_positive[group] - 1, to_draw, torch.minimum(stop, to_draw))
+    start = torch.where(rank == 0, 0, torch.cat((zero, stop[:-1])))
+    u = torch.rand(n_groups, device=device, dtype=w.dtype)[group]
+    holds_point = torch.ceil(stop - u) > torch.ceil(start - u)
+    drawn = torch.zeros(len(w), dtype=torch.bool, device=device)
+    drawn[order] = is_kept | (holds_point & (w > 0))
+    inclusion = torch.empty_like(q)
+    inclusion[order] = q
+    return drawn, inclusion, is_exact
+
+
 def resample(distribution: SparseDistribution, max_support: int) -> SparseDistribution:
     """A distribution of at most ``max_support`` rows with unbiased estimates of a distribution's expectations.
 
