@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games.base import Option, check_number
 from egg_sparse.games.calls import Batch, ReceiverCall, Strategy
 from egg_sparse.games.marginal import Coupled, Evaluation, MarginalGame
+from egg_sparse.games.shared_prefixes import output_at_end, reads_plainly, shared_prefixes
 
 _DETERMINISTIC_RECEIVERS = ("RnnReceiverDeterministic", "TransformerReceiverDeterministic")
 
@@ -38,9 +40,12 @@ class SequenceCall(ReceiverCall):
     def _call_receiver(self, message: torch.Tensor) -> Any:
         inputs = (self.batch.receiver_input, self.batch.aux_input)
         if self.reads_one_hot:
+            if not self.is_first and reads_plainly(self.receiver, message):
+                return output_at_end(self.receiver, message, _lengths(message), *inputs)
             outputs = self.receiver(self._one_hot(message), *inputs)
             return outputs[torch.arange(len(message), device=message.device), _lengths(message) - 1]
-        output = self.receiver(message, *inputs, *([_lengths(message)] if self.takes_lengths else []))
+        with nullcontext() if self.is_first else shared_prefixes(self.receiver):  # the first call checks all layers
+            output = self.receiver(message, *inputs, *([_lengths(message)] if self.takes_lengths else []))
         return output[0] if self.is_deterministic else output
 
     def _message_for_loss(self, message: torch.Tensor) -> torch.Tensor:
