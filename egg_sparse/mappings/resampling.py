@@ -161,12 +161,17 @@ def resample(distribution: SparseDistribution, max_support: int) -> SparseDistri
         times ``ratios``, which have no gradient; its ``is_exact`` ``(B,)`` is True where no message was lost. Row 0
         is the most probable of the drawn messages.
 
+    Raises:
+        ValueError: a distribution that was resampled.
+
     Example:
         >>> d = SparseDistribution(torch.arange(4)[:, None], torch.tensor([[0.5], [0.25], [0.125], [0.125]]))
         >>> bounded = resample(d, 3)
         >>> bounded.weights.flatten().tolist(), bounded.is_exact
         ([0.5, 0.25, 0.25], tensor([False]))
     """
+    if distribution.ratios is not None:
+        raise ValueError("distribution must be one that has not been resampled: its probabilities do not sum to 1")
     probs = distribution.probs
     if len(probs) <= max_support:
         return distribution
@@ -181,6 +186,7 @@ def resample(distribution: SparseDistribution, max_support: int) -> SparseDistri
         torch.where(inside, probs.gather(0, rows), 0),
         distribution.vocab_size,
         validate_args=False,
+        lengths=None if distribution.lengths is None else distribution.lengths.gather(0, rows),
     )
     bounded.ratios = torch.where(inside, 1 / inclusion.gather(0, rows), 1).to(probs.dtype)
     exact = support_size <= max_support
@@ -222,9 +228,12 @@ def sum_and_sample(distribution: SparseDistribution, max_support: int) -> tuple[
     rows = torch.arange(max_support, device=drawn.device)[:, None].expand(-1, drawn.shape[1])
     index = torch.cat((rows, drawn + max_support)) * (probs > 0)  # padded rows repeat the first
     messages = distribution.messages
+    lengths = None if distribution.lengths is None else distribution.lengths.gather(0, index)
     if messages.dim() == 3:
         index = index[:, :, None].expand(-1, -1, messages.shape[2])
-    terms = SparseDistribution(messages.gather(0, index), probs, distribution.vocab_size, validate_args=False)
+    terms = SparseDistribution(
+        messages.gather(0, index), probs, distribution.vocab_size, validate_args=False, lengths=lengths
+    )
     return terms, torch.where(sample_probs > 0, sample_probs, 1.0).log()[0]
 
 

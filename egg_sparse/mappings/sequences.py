@@ -20,7 +20,7 @@ the resampling.
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -80,6 +80,14 @@ class _Prefixes:
     def at(self, index: torch.Tensor) -> _Prefixes:
         return _Prefixes(*(value[index] for value in vars(self).values()))
 
+    def divided(self, inclusion: torch.Tensor | None) -> _Prefixes:
+        """The same, drawn with probabilities ``(N,)``; None for 1."""
+        if inclusion is None:
+            return self
+        inclusion = inclusion.to(self.weights.dtype)
+        log_ratios = self.log_ratios - inclusion.log()
+        return replace(self, weights=self.weights / inclusion, log_ratios=log_ratios)
+
     @staticmethod
     def joined(parts: list[_Prefixes]) -> _Prefixes:
         return _Prefixes(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
@@ -136,39 +144,40 @@ def sequence_distribution(
     batch, device = _size_and_device(state)
     if batch == 0:
         return _empty(decoder, state, max_len)
-    one = torch.ones(batch, device=device)
-    symbols = torch.zeros(batch, max_len + 1, dtype=torch.long, device=device)
-    live = _Prefixes(torch.arange(batch, device=device), symbols, one, one - 1, one - 1)
-    finished: list[_Prefixes] = []
+    live: _Prefixes | None = None
+    ended: list[_Prefixes] = []
     is_exact = torch.ones(batch, dtype=torch.bool, device=device)
     is_bounded = False
     not_finite = torch.zeros((), dtype=torch.long, device=device)
     vocab_size = 0
     for step in range(max_len):
-        n = len(live.examples)
-        scores, state = decoder.step(state, None if step == 0 else live.symbols[:, step - 1])
+        n = batch if live is None else len(live.examples)
+        scores, state = decoder.step(state, None if live is None else live.symbols[:, step - 1])
         vocab_size = _checked_vocabulary(scores, n, vocab_size)
         scores, finite = working_copy(scores)
         not_finite = not_finite + (~finite).sum()
         probs = categorical.probabilities(scores, alpha, temperature)
-        grown, parents = _grown(live, probs, step)
-        pool = _Prefixes.joined([*finished, grown]) if finished else grown
-        n_finished = len(pool.examples) - len(parents)
-        is_drawn = pool.weights.detach() > 0
-        is_live = pool.symbols[:, step] != 0 if step + 1 < max_len else torch.zeros_like(is_drawn)
-        if max_support is not None and _may_exceed(pool.examples, is_drawn, batch, max_support):
-            is_drawn, inclusion, fits = draw_by_group(pool.weights.detach(), pool.examples, batch, max_support)
-            inclusion = torch.where(is_drawn, inclusion, 1)
-            pool.weights = pool.weights / inclusion.to(pool.weights.dtype)
-            pool.log_ratios = pool.log_ratios - inclusion.log().to(pool.log_ratios)
-            is_exact, is_bounded = is_exact & fits, True
-        going_on, ended = _positions(is_drawn & is_live, is_drawn & ~is_live)
-        finished = [pool.at(ended)]
+        live = live or _empty_prefixes(batch, max_len, probs)
+        parents, chosen = _pairs(probs)
+        with torch.no_grad():
+            weights = torch.cat((*(part.weights for part in ended), live.weights[parents] * probs[parents, chosen]))
+            examples = torch.cat((*(part.examples for part in ended), live.examples[parents]))
+            n_ended = len(weights) - len(parents)
+            is_drawn, inclusion = weights > 0, None
+            if max_support is not None and _may_exceed(examples, is_drawn, batch, max_support):
+                is_drawn, inclusion, fits = draw_by_group(weights, examples, batch, max_support)
+                is_exact, is_bounded = is_exact & fits, True
+            ends = (chosen == 0) | (step + 1 == max_len)
+            is_grown = is_drawn[n_ended:]
+            before, ending, going_on = _positions(is_drawn[:n_ended], is_grown & ends, is_grown & ~ends)
+        grown = partial(_grown, live, probs, parents, chosen, None if inclusion is None else inclusion[n_ended:], step)
+        still = [part.at(before).divided(inclusion if inclusion is None else inclusion[before]) for part in ended]
+        ended = [_Prefixes.joined([*still, grown(ending)])]
         if not len(going_on):
             break
-        live = pool.at(going_on)
-        state = pytree.tree_map(partial(_of_prefixes, n=n, index=parents[going_on - n_finished]), state)
-    return _padded(finished[0], batch, vocab_size, is_exact, is_bounded, not_finite)
+        live = grown(going_on)
+        state = pytree.tree_map(partial(_of_prefixes, n=n, index=parents[going_on]), state)
+    return _padded(ended[0], batch, vocab_size, is_exact, is_bounded, not_finite)
 
 
 @dataclass(frozen=True)
@@ -288,25 +297,38 @@ def _empty(decoder: Decoder, state: Any, max_len: int) -> SparseDistribution:
     return distribution
 
 
-def _grown(live: _Prefixes, probs: torch.Tensor, step: int) -> tuple[_Prefixes, torch.Tensor]:
-    """The prefixes with one symbol more, and their parents; on the CPU only those of non-zero probability."""
+def _empty_prefixes(batch: int, max_len: int, like: torch.Tensor) -> _Prefixes:
+    """The empty prefix of every example."""
+    symbols = torch.zeros(batch, max_len + 1, dtype=torch.long, device=like.device)
+    zeros = like.new_zeros(batch)
+    return _Prefixes(torch.arange(batch, device=like.device), symbols, zeros + 1, zeros, zeros)
+
+
+def _pairs(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of a prefix and its next symbol: on the CPU those of non-zero probability, elsewhere all."""
     if probs.device.type == "cpu":
-        parents, chosen = (probs > 0).nonzero(as_tuple=True)
-    else:
-        pairs = torch.arange(probs.numel(), device=probs.device)
-        parents, chosen = pairs // probs.shape[1], pairs % probs.shape[1]
+        return probs.detach().nonzero(as_tuple=True)  # type: ignore[return-value]
+    pairs = torch.arange(probs.numel(), device=probs.device)
+    return pairs // probs.shape[1], pairs % probs.shape[1]
+
+
+def _grown(
+    live: _Prefixes,
+    probs: torch.Tensor,
+    parents: torch.Tensor,
+    chosen: torch.Tensor,
+    inclusion: torch.Tensor | None,
+    step: int,
+    index: torch.Tensor,
+) -> _Prefixes:
+    """The prefixes that some pairs of a parent and a symbol make."""
+    parents, chosen = parents[index], chosen[index]
+    grown = live.at(parents)
     p = probs[parents, chosen]
-    log_p = torch.where(p > 0, p, 1).detach().log()
-    symbols = live.symbols[parents]
-    symbols[:, step] = chosen
-    grown = _Prefixes(
-        live.examples[parents],
-        symbols,
-        live.weights[parents] * p,
-        live.log_probs[parents] + log_p,
-        live.log_ratios[parents],
-    )
-    return grown, parents
+    grown.symbols[:, step] = chosen
+    grown.weights = grown.weights * p
+    grown.log_probs = grown.log_probs + p.detach().log()
+    return grown.divided(None if inclusion is None else inclusion[index])
 
 
 def _may_exceed(examples: torch.Tensor, is_possible: torch.Tensor, batch: int, max_support: int) -> bool:
