@@ -291,6 +291,21 @@ class _NegativeLogs(torch.autograd.Function):
         return (p * (of_log + of_complement) - of_log) / (p * (1 - p)).clamp(min=1e-12)
 
 
+class _LogisticLosses(torch.autograd.Function):
+    """log(1 + exp(-s)) and log(1 + exp(s)), for one logarithm."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(scores)
+        rest = scores.abs().neg_().exp_().log1p_()
+        return scores.neg().clamp_(min=0).add_(rest), rest.add_(scores.clamp(min=0))
+
+    @staticmethod
+    def backward(ctx: Any, of_negative: torch.Tensor, of_positive: torch.Tensor) -> Any:
+        (scores,) = ctx.saved_tensors
+        return scores.sigmoid() * of_positive - scores.neg().sigmoid() * of_negative
+
+
 def _is_target(target: Any, output: SharedOutput, options: dict[str, Any]) -> bool:
     """Whether entries are to be compared one by one with a target that does not depend on the message."""
     return (
@@ -315,9 +330,9 @@ def _binary_cross_entropy(input: Any, target: Any, weight: Any = None, *args: An
 def _with_logits(input: Any, target: Any, weight: Any = None, *args: Any, **options: Any) -> Any:
     if args or not isinstance(input, SharedOutput) or not _is_target(target, input, {**options, "weight": weight}):
         return NotImplemented
-    scores = input.entries
-    terms: list[Term] = [(-F.logsigmoid(scores), target), (-F.logsigmoid(-scores), 1 - target)]
-    return ElementwiseLoss.of(terms, input.shape, torch.promote_types(input.dtype, target.dtype))
+    of_1, of_0 = unmapped(lambda _, scores: _LogisticLosses.apply(scores), input.entries)
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    return ElementwiseLoss.of([(of_1, target), (of_0, 1 - target)], input.shape, dtype)
 
 
 def _squared_error(input: Any, target: Any, *args: Any, **options: Any) -> Any:

@@ -190,6 +190,45 @@ def test_squared_errors_of_close_outputs_are_exact(distance):
     assert found.dtype == torch.float32
 
 
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3])
+def test_gradients_of_squared_errors_of_close_outputs_are_exact(distance):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(B, 784, generator=generator)
+    outputs = (target + distance * torch.randn(B, 784, generator=generator)).requires_grad_()
+    found = results(lambda output: F.mse_loss(output, target, reduction="none").sum(1), outputs)
+    (gradient,) = torch.autograd.grad(found.diagonal().sum(), outputs)
+    torch.testing.assert_close(gradient, 2 * (outputs - target).detach(), rtol=1e-5, atol=1e-5 * distance)
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "binary_cross_entropy_with_logits"])
+@pytest.mark.parametrize("reduction", ["mean of axes", "two sums"])
+def test_gradients_of_outputs_and_targets_can_be_differentiated(name, reduction):
+    def function(outputs, target):
+        losses = getattr(F, name)
+        return results(lambda output: REDUCTIONS[reduction](losses(output, target, reduction="none")), outputs)
+
+    torch.manual_seed(0)
+    outputs = torch.randn(M, *SHAPE, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(B, *SHAPE, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (outputs, target))
+    assert torch.autograd.gradgradcheck(function, (outputs, target))
+
+
+@pytest.mark.parametrize("score", [-1e4, -30.0, -1e-3, 0.0, 1e-3, 30.0, 1e4])
+def test_binary_cross_entropy_of_large_scores_has_torchs_value_and_gradient(score):
+    target = torch.tensor([[0.0], [1.0], [0.3]])
+    scores = torch.tensor([[score]], requires_grad=True)
+
+    def function(output):
+        return F.binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
+
+    found, wanted = results(function, scores), function(scores.expand(3, 1))[None]
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-5)
+    for example in range(3):
+        gradients = [torch.autograd.grad(loss[0, example], scores, retain_graph=True)[0] for loss in (found, wanted)]
+        torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-5)
+
+
 def test_roots_of_squared_errors_of_0_are_finite_with_finite_gradients():
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(30, 50, generator=generator)
