@@ -17,7 +17,7 @@ from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games.base import Option, check_number
 from egg_sparse.games.calls import Batch, ReceiverCall, Strategy
 from egg_sparse.games.marginal import Coupled, Evaluation, MarginalGame
-from egg_sparse.games.shared_prefixes import output_at_end, reads_plainly, shared_prefixes
+from egg_sparse.games.sequence_receivers import output_at_end, reads_plainly, shared_prefixes
 
 _DETERMINISTIC_RECEIVERS = ("RnnReceiverDeterministic", "TransformerReceiverDeterministic")
 

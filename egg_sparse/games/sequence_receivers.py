@@ -1,9 +1,9 @@
-"""Recurrent receivers on many messages: the states of a prefix are computed once, however many messages begin with it.
+"""EGG's receivers of several symbols on many messages: what messages have in common is computed once.
 
-A receiver reads all messages of a batch in one call, and messages share prefixes: the messages of an example are the
-leaves of one tree, and all examples draw on one vocabulary. The states of EGG's recurrent receivers depend on the
-message alone, so that the distinct prefixes of the batch are all that has to be computed. The results are those of the
-receiver's own cells, to rounding.
+A receiver reads all messages of a batch in one call. The messages of an example are the leaves of one tree, and all
+examples draw on one vocabulary, so that many of them begin alike. What EGG's encoders compute depends on the message
+alone: an RNN encoder needs the states of the distinct prefixes of the batch, and a Transformer the distinct messages.
+The results are those of the receiver's own layers, to rounding.
 """
 
 from __future__ import annotations
@@ -27,20 +27,62 @@ _State = tuple[torch.Tensor, ...]
 
 @contextmanager
 def shared_prefixes(receiver: Any) -> Iterator[None]:
-    """A context in which the RNN encoders of EGG's in a receiver compute the states of a prefix once.
+    """A context in which the encoders of EGG's in a receiver compute once what messages have in common.
 
-    Encoders on other devices than the CPU, where finding the distinct prefixes would wait for the device, and encoders
-    whose layers have hooks or dropout stay as they are.
+    RNN encoders on other devices than the CPU, where finding the distinct prefixes would wait for the device, and
+    encoders whose layers have hooks or dropout, stay as they are.
     """
-    modules = receiver.modules() if isinstance(receiver, nn.Module) else ()
-    encoders = [module for module in modules if host.egg_class(module, "RnnEncoder") and _is_plain(module)]
+    replaced = []
+    for module in receiver.modules() if isinstance(receiver, nn.Module) else ():
+        function: Callable[..., torch.Tensor] | None = None
+        if host.egg_class(module, "RnnEncoder") and _is_plain(module):
+            function = _encoded
+        elif host.egg_class(module, "TransformerEncoder") and _is_causal(module):
+            function = _encoded_by_transformer
+        if function is not None:
+            module.forward = partial(function, module, module.forward)
+            replaced.append(module)
     try:
-        for encoder in encoders:
-            encoder.forward = partial(_encoded, encoder, encoder.forward)
         yield
     finally:
-        for encoder in encoders:
-            vars(encoder).pop("forward", None)
+        for module in replaced:
+            vars(module).pop("forward", None)
+
+
+def _is_causal(encoder: Any) -> bool:
+    """Whether the Transformer encoder is causal, without dropout, and computes what its class says."""
+    base = getattr(encoder, "base_encoder", None)
+    return bool(
+        getattr(encoder, "causal", False)
+        and base is not None
+        and not (getattr(base, "dropout", 1) and base.training)
+        and "forward" not in vars(encoder)
+    )
+
+
+def _encoded_by_transformer(
+    encoder: Any, plainly: Callable[..., torch.Tensor], message: torch.Tensor, lengths: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The embeddings ``(N, E)`` after the end symbols of messages ``(N, L)``.
+
+    EGG's own method picks them in a loop over the messages, whose gradient takes time quadratic in their number.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(message):
+        return plainly(message, lengths)
+    if lengths is None:
+        lengths = host.core.find_lengths(message)
+    index = None
+    if message.device.type == "cpu":
+        rows = torch.cat((message, lengths[:, None]), 1)
+        distinct, index = torch.unique(rows, dim=0, return_inverse=True)
+        message, lengths = distinct[:, :-1], distinct[:, -1]
+    size = message.shape[1]
+    is_padding = torch.arange(size, device=message.device) >= lengths[:, None]
+    is_later = torch.ones(size, size, dtype=torch.bool, device=message.device).triu(1)
+    embedded = encoder.base_encoder(message, key_padding_mask=is_padding, attn_mask=is_later)
+    ends = lengths.clamp(max=encoder.max_len - 1)
+    found: torch.Tensor = embedded[torch.arange(len(message), device=message.device), ends]
+    return found if index is None else found[index]
 
 
 def _is_plain(encoder: nn.Module) -> bool:
