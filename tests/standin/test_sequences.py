@@ -261,6 +261,72 @@ class TestBesideEgg:
         assert (message[after] == 0).all()
 
 
+LINEAR = ["weight", "bias"]
+ATTENTION = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
+
+
+def under(prefix, names):
+    return [f"{prefix}.{name}" for name in names]
+
+
+def of_cell(layer=""):
+    return [f"{kind}_{of}{layer}" for kind in ("weight", "bias") for of in ("ih", "hh")]
+
+
+class TestWeights:
+    def test_names_of_recurrent_agents(self, core):
+        agent, symbols = under("agent", LINEAR), [*under("hidden_to_output", LINEAR), "embedding.weight"]
+        layers = [name for layer in range(2) for name in under(f"cells.{layer}", of_cell())]
+        assert list(rnn_sender(core, "gru", 2).state_dict()) == ["sos_embedding", *agent, *symbols, *layers]
+        layers = [name for layer in range(2) for name in under("encoder.cell", of_cell(f"_l{layer}"))]
+        assert list(rnn_receiver(core, "gru", 2).state_dict()) == [*agent, *layers, "encoder.embedding.weight"]
+        game = gs(core, "lstm", trainable_temperature=True)
+        cell = under("cell", of_cell())
+        sender = ["sos_embedding", "temperature", *agent, *symbols, "embedding.bias", *cell]
+        receiver = [*agent, *cell, *under("embedding", LINEAR)]
+        assert list(game.state_dict()) == [*under("sender", sender), *under("receiver", receiver)]
+
+    def test_names_of_transformers(self, core):
+        attention = [*under("self_attn", ATTENTION), *under("self_attn_layer_norm", LINEAR)]
+        to_sender = [*under("encoder_attn", ATTENTION), *under("encoder_attn_layer_norm", LINEAR)]
+        feed_forward = [name for part in ("fc1", "fc2", "layer_norm") for name in under(part, LINEAR)]
+
+        def stack(layer):
+            layers = [name for i in range(2) for name in under(f"layers.{i}", layer)]
+            return ["embed_positions.pe", *layers, *under("layer_norm", LINEAR)]
+
+        agent = under("agent", LINEAR)
+        decoder = under("transformer", stack([*attention, *to_sender, *feed_forward]))
+        symbols = [*under("embedding_to_vocab", LINEAR), "embed_tokens.weight"]
+        assert list(transformer_sender(core).state_dict()) == ["special_symbol_embedding", *agent, *decoder, *symbols]
+        for causal in (True, False):
+            receiver = transformer_receiver(core, causal=causal)
+            encoder = ["embedding.weight", *stack([*attention, *feed_forward])]
+            assert list(receiver.state_dict()) == [*agent, *under("encoder.base_encoder", encoder)]
+            embedding = receiver.encoder.base_encoder.embedding
+            assert embedding.weight.shape == (VOCAB if causal else VOCAB + 1, 8)
+
+    def test_initial_values(self, core):
+        def std(parameter):
+            return parameter.std().item()
+
+        sender = core.TransformerSenderReinforce(Affine(6, 64), 400, 64, 4, 1, 2, 256)
+        receiver = core.TransformerReceiverDeterministic(Affine(64, 6), 400, 4, 64, 2, 256, 1)
+        assert std(sender.embed_tokens.weight) == pytest.approx(1 / 8, rel=0.05)
+        assert std(receiver.encoder.base_encoder.embedding.weight) == pytest.approx(1 / 8, rel=0.05)
+        assert (sender.special_symbol_embedding == 0).all()
+        for layer in (sender.transformer.layers[0], receiver.encoder.base_encoder.layers[0]):
+            for linear in (layer.fc1, layer.fc2):
+                assert std(linear.weight) == pytest.approx((2 / (64 + 256)) ** 0.5, rel=0.05)
+                assert linear.weight.abs().max() <= (6 / (64 + 256)) ** 0.5
+                assert (linear.bias == 0).all()
+        for sender in (
+            core.RnnSenderReinforce(Affine(6, 8), VOCAB, 1000, 8, 4),
+            core.RnnSenderGS(Affine(6, 8), VOCAB, 1000, 8, 4, 1.0),
+        ):
+            assert std(sender.sos_embedding) == pytest.approx(0.01, rel=0.1)
+
+
 class TestSenders:
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize("num_layers", [1, 2])
@@ -435,7 +501,7 @@ class Fixed(nn.Module):
 
 class TestGames:
     def test_reinforce(self, core):
-        """Three steps and an evaluation, by plain loops over examples and positions."""
+        """Steps of training and evaluations, by plain loops over examples and positions."""
         log_probs = torch.randn(4, 5, requires_grad=True)
         entropies = torch.rand(4, 5, requires_grad=True)
         outputs = torch.randn(4, requires_grad=True)
@@ -454,8 +520,10 @@ class TestGames:
         )
         costs = [0.05 * length for length in LENGTHS]
         loss_baseline = cost_baseline = 0.0
-        for step, labels in enumerate(torch.randn(4, 4)):
-            game.train(step < 3)
+        n_updates = 0
+        for training in (True, True, False, True, False):
+            labels = torch.randn(4)
+            game.train(training)
             losses = outputs.square() + labels
             expected = 0.0
             for i, length in enumerate(LENGTHS):
@@ -468,8 +536,10 @@ class TestGames:
             torch.testing.assert_close(
                 torch.autograd.grad(optimized, leaves), torch.autograd.grad(expected / 4, leaves)
             )
-            loss_baseline += (losses.mean().item() - loss_baseline) / (step + 1)
-            cost_baseline += (sum(costs) / 4 - cost_baseline) / (step + 1)
+            if training:
+                n_updates += 1
+                loss_baseline += (losses.mean().item() - loss_baseline) / n_updates
+                cost_baseline += (sum(costs) / 4 - cost_baseline) / n_updates
         assert interaction.message_length.tolist() == interaction.aux["length"].tolist() == LENGTHS
         assert not any(value.requires_grad for value in interaction.aux.values())
         assert torch.equal(interaction.aux["sender_entropy"], entropies)
@@ -507,6 +577,7 @@ class TestGames:
         torch.testing.assert_close(
             torch.autograd.grad(optimized, leaves), torch.autograd.grad(total / 4, leaves), atol=1e-5, rtol=1e-4
         )
+        assert not interaction.message_length.requires_grad
         assert interaction.message_length.tolist() == pytest.approx(lengths)
         assert interaction.aux["length"].tolist() == pytest.approx(lengths)
         assert interaction.aux["first"].tolist() == pytest.approx(metrics, rel=1e-4)
