@@ -373,7 +373,8 @@ class SupportSchedule(host.core.Callback):
     length of the training, which the sender does not.
 
     Args:
-        sender: the wrapper: SparsemaxWrapper, TopKSparsemaxWrapper or SparseMAPBitVectorWrapper.
+        sender: the sender: a SparsemaxWrapper, TopKSparsemaxWrapper, SparseMAPBitVectorWrapper, RnnSenderSparsemax or
+            TransformerSenderSparsemax.
         start: the first floor.
         end: the last floor.
         over: the number of the sender's training steps in which the floor falls; None for 40 % of them, as computed

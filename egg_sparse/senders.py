@@ -51,7 +51,11 @@ class SequenceSender(SparseWrapper):
         support: Literal["auto"] | float | FollowLoss | Floor | None,
         max_support: int | None,
     ) -> None:
-        super().__init__(agent, 1.0 if temperature is None else temperature, None if support == "auto" else support)
+        if normalizer == "softmax" and support not in ("auto", None):
+            raise ValueError(f"support must be None for softmax, whose support is every message, got {support!r}")
+        if support == "auto":
+            support = FollowLoss() if temperature is None and normalizer != "softmax" else None
+        super().__init__(agent, 1.0 if temperature is None else temperature, support)
         for name, value in (("vocab_size", vocab_size), ("max_len", max_len), ("max_support", max_support)):
             if value is None and name == "max_support":
                 continue
@@ -136,10 +140,13 @@ class RnnSenderSparsemax(SequenceSender):
         cell: the type of the cells: "rnn", "gru" or "lstm".
         normalizer: the mapping from scores to probabilities: "sparsemax", "entmax15", "softmax", alpha > 1 for
             alpha-entmax, or a learnable alpha, an ``nn.Parameter`` of one element.
-        temperature: the divisor of the scores; with support control the first one. None for 1.
-        support: the least mean number of messages in training: a number, a schedule of :mod:`egg_sparse.support`, or a
-            function of the number of training steps; "auto" or None for a fixed temperature.
-        max_support: the largest number of messages of an example, which bounds the receiver calls; None for no bound.
+        temperature: the divisor of the scores. Given alone it is fixed; None for support control, which begins at 1.
+        support: the least mean number of messages in training: "auto" for a floor that follows the loss
+            (:class:`egg_sparse.support.FollowLoss`) if no temperature is given; a number; a schedule of
+            :mod:`egg_sparse.support`, or a function of the number of training steps; None for a fixed temperature. The
+            state_dict of a sender with support control has its state as well, ``control.*``, which EGG's does not.
+        max_support: the largest number of messages of an example, which bounds the receiver calls; None for no bound,
+            with which an undecided sender has as many messages as there are.
 
     Raises:
         TypeError, ValueError: an argument is none of the above, or the agent's output is not of that shape.
