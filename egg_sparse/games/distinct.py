@@ -34,18 +34,19 @@ def distinct_messages(messages: torch.Tensor, vocab_size: int | None) -> tuple[t
     those that occur would wait for the device.
 
     Args:
-        messages: symbol ids ``(K, B)``, or one-hot symbols or other vectors ``(K, B, D)``.
+        messages: symbol ids ``(K, B)``, sequences of them ``(K, B, L)``, or one-hot symbols or other vectors
+            ``(K, B, D)``.
         vocab_size: the number of symbols; None for vectors that are no symbols.
 
     Returns:
-        The messages, ``(M,)`` or ``(M, D)``, and the position among them of every message, ``(K, B)``.
+        The messages, ``(M,)``, ``(M, L)`` or ``(M, D)``, and the position among them of every message, ``(K, B)``.
 
     Example:
         >>> distinct_messages(torch.tensor([[7, 3, 7], [3, 5, 7]]), 10)
         (tensor([3, 5, 7]), tensor([[2, 0, 2],
                 [0, 1, 2]]))
     """
-    if messages.dim() == 3 and vocab_size is None:
+    if messages.dim() == 3 and (vocab_size is None or not messages.is_floating_point()):
         return _distinct_vectors(messages)
     symbols = messages if messages.dim() == 2 else messages.argmax(-1)
     if vocab_size is None or vocab_size > symbols.numel():
@@ -62,7 +63,7 @@ def distinct_messages(messages: torch.Tensor, vocab_size: int | None) -> tuple[t
 
 def _distinct_vectors(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     flat = vectors.flatten(0, 1)
-    if flat.shape[1] <= _LARGEST_INTEGER:
+    if flat.is_floating_point() and flat.shape[1] <= _LARGEST_INTEGER:
         powers = 2 ** torch.arange(flat.shape[1], device=flat.device)
         numbers, index = torch.unique(((flat != 0) * powers).sum(1), return_inverse=True)
         positions = torch.arange(len(flat), device=flat.device)
