@@ -203,6 +203,13 @@ class SparseDistribution(Distribution):
         return torch.where(self.mask, self.probs, 1.0).detach().log()
 
     @property
+    def _log_probs_with_gradient(self) -> torch.Tensor:
+        if self._log_probs is None:
+            return torch.where(self.mask, self.probs, 1.0).log()
+        logs = torch.where(self.mask, self.weights, 1.0).log()
+        return self._log_probs + (logs - logs.detach())
+
+    @property
     def support_size(self) -> torch.Tensor:
         """``(B,)`` long: the number of messages of non-zero probability."""
         return self.mask.sum(0)
@@ -354,10 +361,10 @@ class SparseDistribution(Distribution):
         same = self.messages.reshape(-1, *(1,) * sample_dims, *one_message) == value
         if self.event_shape:
             same = same.all(-1)
-        probs = self.probs.reshape(-1, *(1,) * sample_dims, *self.batch_shape)
-        # padding repeats the message of row 0, to whose probability it adds 0
-        prob = torch.where(same, probs, torch.zeros_like(probs)).sum(0)
-        return torch.where(prob > 0, torch.where(prob > 0, prob, 1.0).log(), -torch.inf)
+        shape_of_rows = (-1, *(1,) * sample_dims, *self.batch_shape)
+        same = same & self.mask.reshape(shape_of_rows)  # padding repeats the message of row 0
+        log_prob = torch.where(same, self._log_probs_with_gradient.reshape(shape_of_rows), 0.0).sum(0)
+        return torch.where(same.any(0), log_prob, -torch.inf)
 
     def cross_entropy(self, other: Distribution) -> torch.Tensor:
         r"""``(B,)``, in nats: :math:`-\sum_k p_{kb} \log q_b(m_{kb})`, infinite where q lacks a message of p.
@@ -416,5 +423,4 @@ class SparseDistribution(Distribution):
 
 @register_kl(SparseDistribution, Distribution)
 def _kl_divergence(p: SparseDistribution, q: Distribution) -> torch.Tensor:
-    log_prob = torch.where(p.mask, p.probs, 1.0).log()
-    return p.expectation(log_prob - p._log_prob_under(q))
+    return p.expectation(p._log_probs_with_gradient - p._log_prob_under(q))
