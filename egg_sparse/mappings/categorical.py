@@ -176,6 +176,8 @@ def probabilities(
     """
     with torch.autocast(scores.device.type, enabled=False):
         x = scores.to(probability_type(scores))
+        if not isinstance(temperature, torch.Tensor):
+            temperature = max(temperature, torch.finfo(x.dtype).tiny)  # a smaller one is 0 in that dtype
         x = (x - x.detach().amax(1, keepdim=True)) / temperature
         if not isinstance(alpha, torch.Tensor) and alpha == 1:
             return torch.softmax(x, dim=1)

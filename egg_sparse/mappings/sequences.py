@@ -177,7 +177,7 @@ def sequence_distribution(
             break
         live = grown(going_on)
         state = pytree.tree_map(partial(_of_prefixes, n=n, index=parents[going_on]), state)
-    return _padded(ended[0], batch, vocab_size, is_exact, is_bounded, not_finite)
+    return _padded(ended[0], batch, vocab_size, is_exact, is_bounded, not_finite, _is_bad(alpha, is_exact))
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def greedy_sequence(
         log_probs.append(torch.where(is_live, logs.gather(1, best[:, None])[:, 0], 0))
         entropies.append(torch.where(is_live, -(probs * logs).sum(1), 0))
         is_live = is_live & (best != 0)
-    _check_finite(int(not_finite))
+    _check(*torch.stack((not_finite, _is_bad(alpha, is_live).long())).tolist())
     end = torch.zeros_like(symbols[0]), torch.zeros_like(log_probs[0])
     return GreedySequence(
         torch.stack((*symbols, end[0]), 1), torch.stack((*log_probs, end[1]), 1), torch.stack((*entropies, end[1]), 1)
@@ -281,7 +281,16 @@ def _checked_vocabulary(scores: torch.Tensor, n: int, vocab_size: int) -> int:
     return scores.shape[1]
 
 
-def _check_finite(not_finite: int) -> None:
+def _is_bad(alpha: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Whether an alpha that is a tensor is not above 1, on the device of another tensor."""
+    if not isinstance(alpha, torch.Tensor):
+        return torch.zeros((), dtype=torch.bool, device=like.device)
+    return ~(alpha.detach() > 1).all().to(like.device)
+
+
+def _check(not_finite: int, is_bad_alpha: int) -> None:
+    if is_bad_alpha:
+        raise ValueError("normalizer, given as alpha, must be above 1")
     if not_finite:
         raise NotFiniteError(f"the decoder's scores must be finite: {not_finite} are NaN or infinite")
 
@@ -359,6 +368,7 @@ def _padded(
     is_exact: torch.Tensor,
     is_bounded: bool,
     not_finite: torch.Tensor,
+    bad_alpha: torch.Tensor,
 ) -> SparseDistribution:
     """The distribution of a flat list of messages."""
     order = messages.log_probs.argsort(descending=True, stable=True)
@@ -366,8 +376,8 @@ def _padded(
     sizes = torch.zeros_like(is_exact, dtype=torch.long).index_add(
         0, messages.examples, torch.ones_like(messages.examples)
     )
-    bad, rows = torch.stack((not_finite, sizes.max())).tolist()
-    _check_finite(bad)
+    bad, is_bad_alpha, rows = torch.stack((not_finite, bad_alpha.long(), sizes.max())).tolist()
+    _check(bad, is_bad_alpha)
     row = torch.arange(rows, device=sizes.device)[:, None]
     inside = row < sizes
     index = order[torch.where(inside, row, 0) + sizes.cumsum(0) - sizes]
