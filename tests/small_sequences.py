@@ -232,7 +232,8 @@ def assert_same_gradients(value, expected, sender, theirs, receiver, parameters=
     named = [(name, parameter) for name, parameter in theirs.named_parameters() if name in ours]
     assert len(named) == len(list(theirs.parameters()))
     found = torch.autograd.grad(value, [*(ours[name] for name, _ in named), *shared], allow_unused=True)
-    wanted = torch.autograd.grad(expected, [*(parameter for _, parameter in named), *shared], allow_unused=True)
+    weights = [*(parameter for _, parameter in named), *shared]
+    wanted = torch.autograd.grad(expected, weights, allow_unused=True, retain_graph=True)
     names = [*(name for name, _ in named), *(f"shared {i}" for i in range(len(shared)))]
     for name, one, other in zip(names, found, wanted, strict=True):
         if other is None or not other.any():

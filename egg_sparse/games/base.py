@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, get_args, overload
 
 import torch
@@ -195,6 +195,7 @@ class OneMessageGame(nn.Module):
         known_loss = known.losses[call.loss]
         call.knows_products = known_loss.knows_products
         call.is_first = call.vocab_size not in known.vocab_sizes
+        later, call = call, replace(call)  # what a backward pass recomputes must stay a first call
         greedy = greedy or len(distribution.probs) == 1
         if self.strategy != "auto" or greedy:
             outcome = play(distribution, call, self.strategy, self.chunk_size, greedy)
@@ -208,7 +209,7 @@ class OneMessageGame(nn.Module):
             )
         known_loss.knows_products = call.knows_products
         known.vocab_sizes.add(call.vocab_size)
-        call.is_first = False
+        later.is_first = False
         if self.receiver_entropy_coeff and not outcome.acts:
             raise ValueError(
                 "receiver_entropy_coeff must be 0 for a deterministic receiver; one that returns (action, log_prob, "
