@@ -46,17 +46,29 @@ def inclusion_probabilities(probs: torch.Tensor, max_support: int) -> torch.Tens
         [1.0, 1.0, 0.5, 0.5]
     """
     top = widen(probs[:max_support])  # no others are kept with certainty
-    rows = torch.arange(len(top), device=top.device, dtype=top.dtype)[:, None]
-    rest = top.flip(0).cumsum(0).flip(0) + probs[max_support:].sum(0, dtype=top.dtype)
-    # If the first k messages are kept, c is (K - k) / rest_k. As many are kept as the smallest k with c p_k < 1.
-    scales = (max_support - rows) / torch.where(rest > 0, rest, 1)
-    drawn = scales * top < 1
-    kept = torch.where(drawn.any(0), drawn.long().argmax(0), max_support)
-    scale = torch.where(kept < max_support, scales.gather(0, kept.clamp(max=len(top) - 1)[None]), 0)
+    kept, scale = _kept_and_scale(top, probs[max_support:].sum(0, dtype=top.dtype), max_support)
+    rows = torch.arange(len(top), device=top.device)[:, None]
     q = (scale * probs).clamp_(max=1)
     within_bound = (probs[max_support : max_support + 1] == 0).all(0)
     q[:max_support] = torch.where(within_bound, (top > 0).to(top), torch.where(rows < kept, 1.0, q[:max_support]))
     return q
+
+
+def _kept_and_scale(top: torch.Tensor, others: torch.Tensor, max_support: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The number of messages with the inclusion probability 1, and the factor c of the others, both ``(B,)``.
+
+    Args:
+        top: the ``max_support`` largest weights ``(K, B)``, each column in descending order.
+        others: the sum of all other weights ``(B,)``.
+        max_support: the number of messages to draw.
+    """
+    rows = torch.arange(len(top), device=top.device, dtype=top.dtype)[:, None]
+    rest = top.flip(0).cumsum(0).flip(0) + others
+    # If the first k messages are kept, c is (K - k) / rest_k. As many are kept as the smallest k with c p_k < 1.
+    scales = (max_support - rows) / torch.where(rest > 0, rest, 1)
+    drawn = scales * top < 1
+    kept = torch.where(drawn.any(0), drawn.long().argmax(0), max_support)
+    return kept, torch.where(kept < max_support, scales.gather(0, kept.clamp(max=len(top) - 1)[None])[0], 0)
 
 
 @torch.no_grad()
@@ -116,17 +128,15 @@ def draw_by_group(
         return values.new_zeros(n_groups).index_add(0, group, values)
 
     sizes = sums(torch.ones_like(group))
-    starts, ends = sizes.cumsum(0) - sizes, sizes.cumsum(0)
+    starts = sizes.cumsum(0) - sizes
     positions = torch.arange(len(w), device=device)
     rank = positions - starts[group]
-    zero = w.new_zeros(1)
-    to_the_end = torch.cat((w.flip(0).cumsum(0).flip(0), zero))
-    rest = torch.maximum(to_the_end[:-1] - to_the_end[ends][group], w)
-    # If the first k elements are kept, c is (K - k) / rest_k. As many are kept as the smallest k with c w_k < 1.
-    scale = (max_support - rank) / torch.where(rest > 0, rest, 1)
-    is_sampled = (scale * w < 1) | (rank >= max_support)
-    kept = sizes.scatter_reduce(0, group, torch.where(is_sampled, rank, sizes[group]), "amin")
-    scale = scale[(starts + kept).clamp(max=len(w) - 1)][group]
+    # The largest weights of each group side by side, since a running sum over all groups would round away small ones
+    n_top = min(max_support, len(w))
+    top = w.new_zeros(n_top + 1, n_groups)
+    top[rank.clamp(max=n_top), group] = torch.where(rank < n_top, w, 0)
+    kept, scale = _kept_and_scale(top[:-1], sums(torch.where(rank < n_top, 0, w)), max_support)
+    scale = scale[group]
     n_positive = sums((w > 0).long())
     is_exact = n_positive <= max_support
     is_kept = torch.where(is_exact[group], w > 0, rank < kept[group])
@@ -135,10 +145,10 @@ def draw_by_group(
     # The sampled elements of a group lie side by side on a line, each as long as its q, up to the number to be drawn.
     # An element is drawn if it holds one of the points u, u + 1, u + 2, ...
     to_draw = torch.where(is_exact, 0, max_support - kept).to(w)[group]
-    line = torch.cat((zero, torch.where(is_kept, 0, q).cumsum(0)))
+    line = torch.cat((w.new_zeros(1), torch.where(is_kept, 0, q).cumsum(0)))
     stop = (line[1:] - line[starts][group]).clamp(min=0)
     stop = torch.where(rank >= n_positive[group] - 1, to_draw, torch.minimum(stop, to_draw))
-    start = torch.where(rank == 0, 0, torch.cat((zero, stop[:-1])))
+    start = torch.where(rank == 0, 0, torch.cat((stop.new_zeros(1), stop[:-1])))
     u = torch.rand(n_groups, device=device, dtype=w.dtype)[group]
     holds_point = torch.ceil(stop - u) > torch.ceil(start - u)
     drawn = torch.zeros(len(w), dtype=torch.bool, device=device)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from egg_sparse import SparseDistribution
 from egg_sparse.mappings import softmax, sparsemap_bit_vectors
-from egg_sparse.mappings.resampling import drawn_rows, inclusion_probabilities, resample
+from egg_sparse.mappings.resampling import draw_by_group, drawn_rows, inclusion_probabilities, resample
 
 
 def inclusion_by_bisection(probs, max_support):
@@ -104,3 +104,76 @@ def test_large_vocabularies(size):
     for b in range(4):
         assert len(bounded.messages[:, b].unique()) == 256
     torch.testing.assert_close(bounded.weights.sum(0), torch.ones(4), atol=0.05, rtol=0)
+
+
+def padded(values, groups, n_groups):
+    """Values by group ``(N, G)``, each column in descending order, and the row and column of every value."""
+    order = values.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    sizes = torch.bincount(groups, minlength=n_groups)
+    rank = torch.arange(len(values)) - (sizes.cumsum(0) - sizes)[groups[order]]
+    columns = values.new_zeros(len(values), n_groups)
+    rows = torch.empty_like(groups)
+    rows[order] = rank
+    columns[rows, groups] = values
+    return columns, rows
+
+
+@given(
+    st.integers(0, 2**16),
+    st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any),
+    st.integers(1, 14),
+    st.sampled_from([1.0, 10.0, 60.0, 700.0]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_groups_are_drawn_as_padded_columns(seed, sizes, max_support, span, dtype, has_ties):
+    """Groups in any order, empty ones among them, weights of 0, and weights that are 300 orders of magnitude apart."""
+    torch.manual_seed(seed)
+    groups = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[torch.randperm(sum(sizes))]
+    weights = torch.exp(-span * torch.rand(len(groups), dtype=torch.float64)).to(dtype)
+    if has_ties:
+        weights = torch.where(torch.rand(len(groups)) < 0.5, weights, weights.max())
+    weights[torch.rand(len(groups)) < 0.2] = 0
+    drawn, q, is_exact = draw_by_group(weights, groups, len(sizes), max_support)
+    columns, rows = padded(weights, groups, len(sizes))
+    expected = inclusion_probabilities(columns, max_support)
+    assert q.dtype == torch.float64
+    torch.testing.assert_close(q, expected[rows, groups].double(), rtol=1e-12, atol=1e-12)
+    n_positive = (columns > 0).sum(0)
+    assert torch.equal(is_exact, n_positive <= max_support)
+    assert torch.equal(torch.bincount(groups[drawn], minlength=len(sizes)), n_positive.clamp(max=max_support))
+    assert not drawn[weights == 0].any()
+    assert drawn[(q == 1) & (weights > 0)].all(), "what is certain is drawn"
+
+
+def test_groups_are_drawn_with_their_inclusion_probabilities():
+    """Each of three distributions, 5,000 times, in mixed order."""
+    columns = torch.tensor([[0.6, 0.2, 0.1, 0.05, 0.03, 0.02], [0.2] * 5 + [0.0], [0.4, 0.3, 0.3, 0.0, 0.0, 0.0]])
+    n_draws = 5000
+    weights = columns.repeat(n_draws, 1).flatten()
+    groups = torch.arange(3 * n_draws).repeat_interleave(6)
+    mixed = torch.randperm(len(weights))
+    drawn = torch.empty_like(weights, dtype=torch.bool)
+    drawn[mixed], q, is_exact = draw_by_group(weights[mixed], groups[mixed], 3 * n_draws, 3)
+    frequency = drawn.view(n_draws, 3, 6).double().mean(0)
+    expected = torch.stack(
+        [torch.tensor(inclusion_by_bisection(row.tolist(), 3), dtype=torch.float64) for row in columns]
+    )
+    error = (expected * (1 - expected) / n_draws).sqrt()
+    assert ((frequency - expected).abs() <= 5 * error + 1e-6).all()
+    assert is_exact.tolist() == [False, False, True] * n_draws
+    sums = torch.zeros(3 * n_draws, dtype=torch.float64).index_add(
+        0, groups[mixed], torch.where(drawn[mixed], weights[mixed] / q.clamp(min=1e-9), 0)
+    )
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+def test_many_groups_do_not_round_small_weights_away():
+    """A running sum over all groups is 2,000 here, and the weights of interest are 1e-12."""
+    weights = torch.tensor([1.0, *[1e-12] * 9], dtype=torch.float64).repeat(2000)
+    groups = torch.arange(2000).repeat_interleave(10)
+    drawn, q, _ = draw_by_group(weights, groups, 2000, 4)
+    torch.testing.assert_close(q.view(2000, 10)[:, 1:], torch.full((2000, 9), 1 / 3, dtype=torch.float64))
+    assert (drawn.view(2000, 10).sum(1) == 4).all()
