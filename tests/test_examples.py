@@ -16,18 +16,34 @@ import pytest
 import torch
 from torch.distributions import Distribution, constraints
 
-from egg_sparse import CommunicationMarg, SymbolGameMarg, host
+from egg_sparse import CommunicationMarg, SenderReceiverRnnMarg, SymbolGameMarg, host
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 GAMES = sorted(script.parent.name for script in EXAMPLES.glob("*/before.py"))
+SEQUENCES = {script.parent.name for script in EXAMPLES.glob("*/before.py") if "core.Rnn" in script.read_text("utf-8")}
 SHORT = {
     "guess_number": ["--batch_size=64", "--n_examples_per_epoch=192"],
     "simple_autoenc": ["--batch_size=64", "--batches_per_epoch=3"],
     "signal_game": ["--n_images=200", "--batches_per_epoch=3"],
     "population": ["--n_images=192", "--recv_hidden_dim=32"],
+    "basic_games": ["--n_values=4", "--n_candidates=3", "--n_tuples=64"],
+    "channel": ["--batches_per_epoch=3", "--batch_size=16", "--sender_hidden=16", "--max_len=3"],
+    "compo_vs_generalization": ["--n_values=5", "--data_scaler=5"],
+    "external_game": [],
+    "objects_game": ["--train_samples=96", "--validation_samples=20"],
+    "simple_autoenc_sequences": ["--batch_size=16", "--batches_per_epoch=3"],
+    "summation": ["--batches_per_epoch=3"],
 }
-MODES = {"guess_number": ("gs", "rf", "non_diff"), "simple_autoenc": ("rf", "gs"), "signal_game": ("rf", "gs")}
-RUNS = [(game, mode) for game in GAMES for mode in MODES.get(game, ("",))]
+MODES = {
+    "guess_number": ("gs", "rf", "non_diff"),
+    **dict.fromkeys(("basic_games", "simple_autoenc", "simple_autoenc_sequences", "signal_game"), ("rf", "gs")),
+    "external_game": ("gs", "rf"),
+}
+RUNS = [
+    *((game, mode) for game in GAMES for mode in MODES.get(game, ("",))),
+    *(("basic_games", mode, "--game_type=discri") for mode in MODES["basic_games"]),
+]
+REINFORCE = ("channel", "compo_vs_generalization")  # without --mode
 
 
 @pytest.fixture(autouse=True)
@@ -86,17 +102,20 @@ def test_readmes_name_commands_that_exist():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("game", "mode"), RUNS, ids=["-".join(run).strip("-") for run in RUNS])
-def test_after_plays_the_game_of_before(game, mode, play):
-    params = [f"--mode={mode}"] if mode else []
+@pytest.mark.parametrize("run", RUNS, ids=["-".join(run).strip("-") for run in RUNS])
+def test_after_plays_the_game_of_before(run, play):
+    game, mode, *params = run
+    params += [f"--mode={mode}"] if mode else []
     old, old_first, old_last, old_lines = play(game, "before", *params)
     new, new_first, new_last, new_lines = play(game, "after", *params)
     if game == "population":
         assert type(old) is type(new) is host.core.PopulationGame
         assert isinstance(new.game, CommunicationMarg)
     else:
-        assert isinstance(old, host.core.SymbolGameGS if mode in ("", "gs") else host.core.SymbolGameReinforce)
-        assert isinstance(new, SymbolGameMarg)
+        estimator = "Reinforce" if game in REINFORCE or mode not in ("", "gs") else "GS"
+        kind = "SenderReceiverRnn" if game in SEQUENCES else "SymbolGame"
+        assert isinstance(old, getattr(host.core, kind + estimator))
+        assert isinstance(new, SenderReceiverRnnMarg if game in SEQUENCES else SymbolGameMarg)
     for one, other in zip(old_first, new_first, strict=True):
         assert torch.equal(one, other), "the agents of both scripts begin with the same weights"
     for lines in (old_lines, new_lines):
@@ -237,6 +256,70 @@ class TestData:
             places += labels.tolist()
         assert seen == set(range(60))
         assert min(places.count(place) for place in range(4)) > 40
+
+    def test_new_objects_are_held_out(self):
+        agents, opts = self.options("compo_vs_generalization", "--n_attributes=3", "--n_values=4", "--data_scaler=2")
+        train, validation = agents.build_data(opts)
+        known = [tuple(values) for _, batch in train for values in batch.tolist()]
+        new = [tuple(values) for _, batch in validation for values in batch.tolist()]
+        assert len(new) == round(0.1 * 4**3)
+        assert sorted([*known, *new, *new]) == sorted([*itertools.product(range(4), repeat=3)] * 2)
+        for one_hot, values in train:
+            assert torch.equal(one_hot.view(-1, 3, 4).argmax(2), values)
+            assert torch.equal(one_hot.sum(1), torch.full((len(values),), 3.0))
+        basic, opts = self.options("basic_games", "--n_values=4")
+        seen, unseen = (set(map(tuple, batches.tensors[1].tolist())) for batches in basic.build_data(opts))
+        assert len(seen) + len(unseen) == len(seen | unseen) == 4**3
+
+    def test_the_target_is_one_of_different_candidates(self):
+        from examples.basic_games.agents import tuples
+
+        objects = torch.arange(6.0)[:, None]
+        target, labels, candidates = tuples(objects, 4, 2000, torch.Generator().manual_seed(1))
+        assert torch.equal(candidates[torch.arange(2000), labels], target)
+        assert all(len(set(game)) == 4 for game in candidates.squeeze(2).tolist())
+        assert labels.bincount(minlength=4).min() > 400
+        assert target.flatten().long().bincount(minlength=6).min() > 250
+        agents, opts = self.options("objects_game", "--n_dimensions=2", "--n_values=3", "--n_distractors=8")
+        (batch, *_), _ = agents.build_data(opts)
+        assert sorted(batch[2][0].tolist()) == [[a, b] for a in (1, 2, 3) for b in (1, 2, 3)]
+
+    def test_half_of_the_strings_have_as_many_a_as_b(self):
+        agents, opts = self.options("summation", "--max_n=4", "--batch_size=400")
+        strings, labels = agents.draw(opts)
+        found = ["".join(" ab"[symbol] for symbol in string).rstrip() for string in strings.tolist()]
+        counts = [(string.count("a"), string.count("b")) for string in found]
+        assert found == ["a" * n_a + "b" * n_b for n_a, n_b in counts]
+        assert [n_a == n_b for n_a, n_b in counts] == labels.bool().tolist()
+        assert labels.sum() == 200
+        assert set(counts) == {*itertools.product(range(4), repeat=2)} - {(0, 0)}
+        assert (strings[:, -1] == 0).all()
+        (first, *_), (again, *_) = (agents.build_data(opts)[1] for _ in range(2))
+        assert torch.equal(first[0], again[0])
+
+    def test_concepts_by_frequency(self):
+        for probs, ratio in (("powerlaw", 1 / 2), ("uniform", 1)):
+            agents, opts = self.options("channel", f"--probs={probs}", "--n_features=3", "--batch_size=20000")
+            train, ((vectors, concepts),) = agents.build_data(opts)
+            n_one, n_two, n_three = next(iter(train))[1].bincount(minlength=3).tolist()
+            assert n_two / n_one == pytest.approx(ratio, rel=0.1)
+            assert n_three / n_one == pytest.approx(1 / 3 if probs == "powerlaw" else 1, rel=0.1)
+            assert torch.equal(vectors, torch.eye(3))
+            assert concepts.tolist() == [0, 1, 2]
+
+    def test_vectors_from_a_file(self, tmp_path):
+        from examples.external_game.agents import DATA, read
+
+        vectors, classes = read(DATA)
+        assert sorted(map(tuple, vectors.tolist())) == [*itertools.product((0, 1), repeat=3)]
+        assert torch.equal(vectors.sum(1).long(), classes)
+        file = tmp_path / "vectors.csv"
+        file.write_text("# two numbers; a class\n0.5 -2;4\n\n1 1e-3;0\n")
+        vectors, classes = read(file)
+        torch.testing.assert_close(vectors, torch.tensor([[0.5, -2], [1, 1e-3]]))
+        agents, opts = self.options("external_game", f"--train_data={file}")
+        sender, receiver = agents.build_agents(opts)
+        assert (sender.in_features, receiver.out_features, classes.tolist()) == (2, 5, [4, 0])
 
 
 @pytest.mark.slow

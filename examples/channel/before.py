@@ -1,0 +1,45 @@
+"""An autoencoder of concepts that are not equally frequent, whose code is a sequence of symbols."""
+
+import argparse
+import sys
+
+from egg_sparse.host import core
+from examples.channel import agents
+
+
+def main(params: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    agents.add_options(parser)
+    opts = core.init(parser, [*agents.SETTINGS, *params])
+
+    train, validation = agents.build_data(opts)
+    sender, receiver = agents.build_agents(opts)
+    sender_sizes = opts.vocab_size, opts.sender_embedding, opts.sender_hidden, opts.max_len
+    receiver_sizes = opts.vocab_size, opts.receiver_embedding, opts.receiver_hidden
+    sender = core.RnnSenderReinforce(sender, *sender_sizes, cell=opts.sender_cell)
+    receiver = core.RnnReceiverDeterministic(receiver, *receiver_sizes, cell=opts.receiver_cell)
+    game = core.SenderReceiverRnnReinforce(
+        sender,
+        receiver,
+        agents.loss,
+        sender_entropy_coeff=opts.sender_entropy_coeff,
+        length_cost=opts.length_cost,
+        train_logging_strategy=core.LoggingStrategy.minimal(),
+    )
+
+    trainer = core.Trainer(
+        game,
+        core.build_optimizer(game.parameters()),
+        train_data=train,
+        validation_data=validation,
+        callbacks=[
+            core.ConsoleLogger(print_train_loss=True, as_json=True),
+            core.EarlyStopperAccuracy(opts.early_stopping_thr),
+        ],
+    )
+    trainer.train(n_epochs=opts.n_epochs)
+    core.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Describing combinations of attributes, of which some are new."""

@@ -1,0 +1,1 @@
+"""Naming the class of vectors that come from a file."""

@@ -1,0 +1,1 @@
+"""Telling an object from distractors."""

@@ -1,0 +1,1 @@
+"""Telling whether a string has as many a as b."""
