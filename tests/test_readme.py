@@ -5,8 +5,12 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
+import warnings
 
 import pytest
+import torch
+from torch import nn
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -113,6 +117,104 @@ def test_migrate_names_what_there_is(core):
     assert "baseline_type" in inspect.signature(core.SymbolGameReinforce).parameters
     options = {**inspect.signature(egg_sparse.SymbolGameMarg).parameters}
     options |= inspect.signature(egg_sparse.SparsemaxWrapper).parameters
+    options |= inspect.signature(egg_sparse.SenderReceiverRnnMarg).parameters
+    options |= inspect.signature(egg_sparse.RnnSenderSparsemax).parameters
     options |= inspect.signature(callbacks.SupportSchedule).parameters
-    for name in re.findall(r"(\w+)=", text):
-        assert name in {*options, "reduction", "agent", "baseline_type", "straight_through", "trainable_temperature"}
+    prose = re.sub(r"```python\n.*?```", "", text, flags=re.DOTALL)
+    for name in re.findall(r"(\w+)=", prose):
+        assert name in {
+            *options,
+            "reduction",
+            "agent",
+            "baseline_type",
+            "straight_through",
+            "trainable_temperature",
+            "causal",
+        }
+
+
+@pytest.fixture
+def migrated():
+    """The names that the code of docs/migrate.md defines, and what it says that expressions are."""
+    text = (ROOT / "docs/migrate.md").read_text(encoding="utf-8")
+    names = {"__name__": "migrate"}
+    said = []
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "docs/migrate.md", "exec"), names)
+        shown = re.findall(r"^(\S.*?)  # (.*)$", code, re.MULTILINE)
+        said += [(expression, str(eval(expression, names)), result) for expression, result in shown]
+    return types.SimpleNamespace(**names), said
+
+
+def test_migrate_says_what_sequences_look_like(migrated):
+    names, said = migrated
+    assert len(said) == 6
+    for expression, found, result in said:
+        assert found == result, expression
+    _, interaction = names.egg_game.eval()(names.inputs, names.labels)
+    _, swapped = names.game.eval()(names.inputs, names.labels)
+    assert torch.equal(interaction.message_length, swapped.message_length)
+    assert torch.equal(interaction.aux["length"], interaction.message_length.float())
+    assert torch.equal(swapped.aux["length"], swapped.message_length - 1.0)
+
+
+def test_migrate_says_what_loads(migrated):
+    """The names of weights are the same after REINFORCE, and others after Gumbel-Softmax."""
+    names, _ = migrated
+    core, agent, sizes = names.core, names.Agent, names.sizes
+
+    def build():
+        sender = core.RnnSenderGS(agent(10, 16), max_len=3, temperature=1.0, **sizes)
+        return core.SenderReceiverRnnGS(sender, core.RnnReceiverGS(agent(16, 10), **sizes), names.loss)
+
+    names.marginalize(names.egg_game).load_state_dict(names.egg_game.state_dict())
+    names.SenderReceiverRnnMarg(names.sender, names.receiver, names.loss).load_state_dict(names.egg_game.state_dict())
+    trained, other = build(), build()
+    with pytest.raises(RuntimeError, match="cell"):
+        names.marginalize(build()).load_state_dict(trained.state_dict())
+    other.load_state_dict(trained.state_dict())
+    messages = [names.marginalize(game).eval().sender(names.inputs)[0] for game in (trained, other)]
+    assert torch.equal(*messages)
+    assert torch.equal(trained.eval().sender(names.inputs).argmax(2)[:, 0], messages[0][:, 0])
+
+
+def test_migrate_says_what_is_refused(migrated):
+    names, _ = migrated
+
+    class PlusOne(nn.Module):
+        def __init__(self, sender):
+            super().__init__()
+            self.sender = sender
+
+        def forward(self, *inputs):
+            message, *others = self.sender(*inputs)
+            return message + 1, *others
+
+    def game(sender=None, agent=None, loss=names.loss):
+        sender = sender or names.core.RnnSenderReinforce(names.Agent(10, 16), max_len=3, **names.sizes)
+        receiver = names.core.RnnReceiverDeterministic(agent or names.Agent(16, 10), **names.sizes)
+        return names.core.SenderReceiverRnnReinforce(sender, receiver, loss)
+
+    with pytest.raises(TypeError, match="PlusOne"):
+        names.marginalize(game(PlusOne(game().sender)))
+
+    class Pointing(nn.Linear):
+        def forward(self, hidden, candidates, aux_input=None):
+            return torch.einsum("gbe,be->bg", super().forward(candidates), hidden)
+
+    def mean_accuracy(*inputs):
+        losses, metrics = names.loss(*inputs)
+        return losses, {"acc": metrics["acc"].mean()}
+
+    candidates = torch.randn(10, 6, 7).transpose(0, 1)  # of 6 objects each
+    labels = names.labels % 6
+    for refused, batch, match in (
+        (lambda: game(agent=Pointing(7, 16)), (names.inputs, labels, candidates), "receiver_input"),
+        (lambda: game(loss=mean_accuracy), (names.inputs, names.labels), "acc"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            names.marginalize(refused())(*batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the mean of a mean is an approximation
+            loss, _ = names.marginalize(refused(), strategy="loop")(*batch)
+        assert torch.isfinite(loss)
