@@ -11,7 +11,7 @@ from torch import nn
 
 from examples import data, sequences
 
-SETTINGS = ["--vocab_size=20", "--max_len=4", "--batch_size=32", "--n_epochs=50"]
+SETTINGS = ["--vocab_size=10", "--max_len=4", "--batch_size=32", "--n_epochs=40"]
 
 
 def reconstruction_loss(
@@ -49,9 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--mode", choices=("rf", "gs"), default="rf", help="score function or Gumbel-Softmax (default: rf)")
     option("--game_type", choices=LOSSES, default="reco", help="reconstruction or discrimination (default: reco)")
     option("--n_attributes", type=int, default=3, help="attributes of an object (default: 3)")
-    option("--n_values", type=int, default=10, help="values of an attribute (default: 10)")
+    option("--n_values", type=int, default=5, help="values of an attribute (default: 5)")
     option("--n_candidates", type=int, default=5, help="objects that the receiver discriminates (default: 5)")
-    option("--n_tuples", type=int, default=800, help="training tuples of candidates (default: 800)")
+    option("--n_games", type=int, default=800, help="training games, whose objects are drawn (default: 800)")
     option("--sender_entropy_coeff", type=float, default=0.1, help="coefficient of the entropy (default: 0.1)")
     option("--temperature", type=float, default=1.0, help="first Gumbel-Softmax temperature (default: 1)")
     sequences.add_options(parser, cell="gru", hidden=64)
@@ -67,22 +67,23 @@ def build_agents(opts: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
 
 
 def build_data(opts: argparse.Namespace) -> tuple[data.Batches, data.Batches]:
-    """Four fifths of all objects for training, the others for validation; the same ones for every seed."""
+    """Games with four fifths of all objects for training, with the others for validation; the same for every seed."""
     generator = torch.Generator().manual_seed(7)
     objects = all_objects(opts.n_attributes, opts.n_values)
     objects = objects[torch.randperm(len(objects), generator=generator)]
-    n_training = len(objects) * 4 // 5
+    n_known = len(objects) * 4 // 5
     one_hot = F.one_hot(objects, opts.n_values).flatten(1).float()
-    known: tuple[torch.Tensor, ...]
-    new: tuple[torch.Tensor, ...]
-    if opts.game_type == "reco":
-        known, new = (one_hot[:n_training], objects[:n_training]), (one_hot[n_training:], objects[n_training:])
-    else:
-        known = tuples(one_hot[:n_training], opts.n_candidates, opts.n_tuples, generator)
-        new = tuples(one_hot[n_training:], opts.n_candidates, 500, generator)
+    if opts.game_type == "discri":
+        train = tuples(one_hot[:n_known], opts.n_candidates, opts.n_games, generator)
+        validation = tuples(one_hot[n_known:], opts.n_candidates, 500, generator)
+        return (
+            data.Batches(*train, batch_size=opts.batch_size),
+            data.Batches(*validation, batch_size=500, shuffle=False),
+        )
+    drawn = torch.randint(n_known, (opts.n_games,), generator=generator)
     return (
-        data.Batches(*known, batch_size=opts.batch_size),
-        data.Batches(*new, batch_size=500, shuffle=False),
+        data.Batches(one_hot[drawn], objects[drawn], batch_size=opts.batch_size),
+        data.Batches(one_hot[n_known:], objects[n_known:], batch_size=500, shuffle=False),
     )
 
 

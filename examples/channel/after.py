@@ -15,10 +15,18 @@ def main(params: list[str]) -> None:
 
     train, validation = agents.build_data(opts)
     sender, receiver = agents.build_agents(opts)
-    sender_sizes = opts.vocab_size, opts.sender_embedding, opts.sender_hidden, opts.max_len
-    receiver_sizes = opts.vocab_size, opts.receiver_embedding, opts.receiver_hidden
-    sender = core.RnnSenderReinforce(sender, *sender_sizes, cell=opts.sender_cell)
-    receiver = core.RnnReceiverDeterministic(receiver, *receiver_sizes, cell=opts.receiver_cell)
+    if opts.transformer:
+        sender_sizes = opts.sender_embedding, opts.max_len, opts.num_layers, opts.num_heads, opts.sender_hidden
+        sender = core.TransformerSenderReinforce(sender, opts.vocab_size, *sender_sizes)
+        receiver_sizes = opts.max_len, opts.receiver_embedding, opts.num_heads, opts.receiver_hidden, opts.num_layers
+        receiver = core.TransformerReceiverDeterministic(receiver, opts.vocab_size, *receiver_sizes, causal=False)
+    else:
+        sender = core.RnnSenderReinforce(
+            sender, opts.vocab_size, opts.sender_embedding, opts.sender_hidden, opts.max_len, cell=opts.sender_cell
+        )
+        receiver = core.RnnReceiverDeterministic(
+            receiver, opts.vocab_size, opts.receiver_embedding, opts.receiver_hidden, cell=opts.receiver_cell
+        )
     game = core.SenderReceiverRnnReinforce(
         sender,
         receiver,

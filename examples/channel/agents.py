@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from egg_sparse import host
 from examples import data, sequences
 from examples.simple_autoenc.agents import loss
 
 __all__ = ["SETTINGS", "add_options", "build_agents", "build_data", "loss"]
 
-SETTINGS = ["--vocab_size=5", "--max_len=5", "--batch_size=128", "--lr=0.001", "--n_epochs=20"]
+SETTINGS = ["--vocab_size=5", "--max_len=5", "--batch_size=64", "--lr=0.001", "--n_epochs=10"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,14 +31,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--length_cost", type=float, default=0.0, help="cost of a symbol (default: 0)")
     option("--sender_entropy_coeff", type=float, default=0.1, help="coefficient of the entropy (default: 0.1)")
     option("--early_stopping_thr", type=float, default=0.9999, help="accuracy that is enough (default: 0.9999)")
+    option("--transformer", action="store_true", help="Transformers instead of recurrent cells")
+    option("--num_layers", type=int, default=1, help="layers of each Transformer (default: 1)")
+    option("--num_heads", type=int, default=2, help="attention heads of each Transformer (default: 2)")
     sequences.add_options(parser, cell="lstm", hidden=100)
 
 
 def build_agents(opts: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
-    return (
-        sequences.Sender(opts.n_features, opts.sender_hidden),
-        sequences.Receiver(opts.receiver_hidden, opts.n_features),
-    )
+    if opts.transformer:
+        n_sender, n_receiver = opts.sender_embedding, opts.receiver_embedding
+    else:
+        n_sender, n_receiver = opts.sender_hidden, opts.receiver_hidden
+    return sequences.Sender(opts.n_features, n_sender), sequences.Receiver(n_receiver, opts.n_features)
+
+
+class _Attention(nn.MultiheadAttention):
+    """Takes what EGG's decoder gives: one more argument, and a key without an axis of positions."""
+
+    def forward(  # type: ignore[override]
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, static_kv: bool = True
+    ) -> Any:
+        return super().forward(query, key.unsqueeze(0), value.unsqueeze(0))
+
+
+def mended(sender: Any) -> Any:
+    """EGG's Transformer sender, as EGG meant it; the stand-in's needs no change."""
+    if host.is_egg():
+        for layer in sender.transformer.layers:
+            layer.encoder_attn.__class__ = _Attention
+    return sender
 
 
 def build_data(opts: argparse.Namespace) -> tuple[data.DrawnBatches, list[tuple[torch.Tensor, torch.Tensor]]]:

@@ -14,7 +14,7 @@ from examples.basic_games.agents import reconstruction_loss as loss
 
 __all__ = ["SETTINGS", "add_options", "build_agents", "build_data", "loss"]
 
-SETTINGS = ["--vocab_size=11", "--max_len=3", "--batch_size=64", "--lr=0.001", "--n_epochs=20"]
+SETTINGS = ["--vocab_size=11", "--max_len=3", "--batch_size=64", "--lr=0.001", "--n_epochs=15"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
