@@ -142,10 +142,16 @@ def test_probabilities_that_rounding_puts_off_one_are_played(game, play, monkeyp
 
 
 @pytest.mark.slow
-def test_swap_learns_a_small_game(play):
+@pytest.mark.parametrize(
+    ("game", "settings"),
+    [
+        ("simple_autoenc", ["--lr=0.01"]),
+        ("simple_autoenc_sequences", ["--batch_size=16"]),
+    ],
+)
+def test_swap_learns_a_small_game(game, settings, play):
     """The one-hot vectors are few enough for a short training: four of four are understood."""
-    settings = ["--mode=rf", "--n_features=4", "--lr=0.01", "--batches_per_epoch=200"]
-    *_, lines = play("simple_autoenc", "after", *settings)
+    *_, lines = play(game, "after", "--mode=rf", "--n_features=4", "--batches_per_epoch=200", *settings)
     assert lines[-1]["acc"] == 1
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from examples import data, sequences
 
-SETTINGS = ["--vocab_size=10", "--max_len=4", "--batch_size=32", "--n_epochs=40"]
+SETTINGS = ["--vocab_size=10", "--max_len=4", "--batch_size=32", "--n_epochs=24"]
 
 
 def reconstruction_loss(

@@ -15,7 +15,7 @@ from examples.simple_autoenc.agents import loss
 
 __all__ = ["SETTINGS", "add_options", "build_agents", "build_data", "loss"]
 
-SETTINGS = ["--vocab_size=5", "--max_len=5", "--batch_size=64", "--lr=0.001", "--n_epochs=10"]
+SETTINGS = ["--vocab_size=5", "--max_len=5", "--batch_size=64", "--lr=0.001", "--n_epochs=6"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from examples.basic_games.agents import discrimination_loss as loss
 
 __all__ = ["SETTINGS", "add_options", "build_agents", "build_data", "loss"]
 
-SETTINGS = ["--vocab_size=20", "--max_len=2", "--batch_size=32", "--lr=0.001", "--n_epochs=8"]
+SETTINGS = ["--vocab_size=20", "--max_len=2", "--batch_size=32", "--lr=0.001", "--n_epochs=5"]
 
 
 class Sender(sequences.Sender):
