@@ -23,6 +23,15 @@ MAX_SUPPORT = 16
 _CELLS: dict[str, Any] = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 
 
+def _check_sizes(**sizes: Any) -> None:
+    """Raises TypeError or ValueError unless all arguments are positive integers."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 class SequenceSender(SparseWrapper):
     """The base of the senders of messages of several symbols.
 
@@ -56,13 +65,9 @@ class SequenceSender(SparseWrapper):
         if support == "auto":
             support = FollowLoss() if temperature is None and normalizer != "softmax" else None
         super().__init__(agent, 1.0 if temperature is None else temperature, support)
-        for name, value in (("vocab_size", vocab_size), ("max_len", max_len), ("max_support", max_support)):
-            if value is None and name == "max_support":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_sizes(vocab_size=vocab_size, max_len=max_len)
+        if max_support is not None:
+            _check_sizes(max_support=max_support)
         self.vocab_size = vocab_size
         self.max_len = max_len
         self.max_support = max_support
@@ -178,8 +183,7 @@ class RnnSenderSparsemax(SequenceSender):
         super().__init__(agent, vocab_size, max_len, normalizer, temperature, support, max_support)
         if not isinstance(cell, str) or cell.lower() not in _CELLS:
             raise ValueError(f"cell must be one of {', '.join(_CELLS)}, got {cell!r}")
-        if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-            raise ValueError(f"num_layers must be a number of at least 1, got {num_layers!r}")
+        _check_sizes(embed_dim=embed_dim, hidden_size=hidden_size, num_layers=num_layers)
         # in the order of EGG's sender, so that the same seed gives the same weights
         self.hidden_to_output = nn.Linear(hidden_size, vocab_size)
         self.embedding: nn.Module = nn.Embedding(vocab_size, embed_dim)
@@ -269,6 +273,7 @@ class TransformerSenderSparsemax(SequenceSender):
         super().__init__(agent, vocab_size, max_len, normalizer, temperature, support, max_support)
         if generate_style not in get_args(GenerateStyle):
             raise ValueError(f'generate_style must be "standard" or "in-place", got {generate_style!r}')
+        _check_sizes(embed_dim=embed_dim, num_layers=num_layers, num_heads=num_heads, hidden_size=hidden_size)
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
         self.generate_style = generate_style

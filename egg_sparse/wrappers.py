@@ -64,7 +64,9 @@ def named_normalizer(normalizer: Normalizer | float | nn.Parameter) -> tuple[str
 
 def normalizer_repr(name: str, alpha: nn.Parameter | float | None) -> str:
     """A normalizer in the representation of a wrapper."""
-    return name if alpha is None else f"entmax, alpha={float(alpha):.4g}"
+    if alpha is None:
+        return name
+    return f"entmax, alpha={alpha.item() if isinstance(alpha, torch.Tensor) else alpha:.4g}"
 
 
 def usable_alpha(alpha: nn.Parameter | float) -> torch.Tensor | float:

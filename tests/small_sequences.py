@@ -4,6 +4,7 @@ The probabilities come from EGG's own senders, whose samples are replaced by the
 """
 
 import itertools
+from functools import partial
 
 import entmax as entmax_library
 import torch
@@ -99,37 +100,36 @@ RECEIVERS = {
 
 
 def rnn_senders(cell="rnn", layers=1, vocab_size=VOCAB, max_len=MAX_LEN, **options):
-    """A sender of this package, and EGG's with the same weights."""
+    """Builders of a sender of this package, and of EGG's."""
     sizes = (vocab_size, EMBED, HIDDEN, max_len, layers, cell)
-    sender = RnnSenderSparsemax(Agent(FEATURES, HIDDEN), *sizes, **options)
-    return sender, host.core.RnnSenderReinforce(Agent(FEATURES, HIDDEN), *sizes)
+    return (
+        lambda: RnnSenderSparsemax(Agent(FEATURES, HIDDEN), *sizes, **{"support": None, **options}),
+        lambda: host.core.RnnSenderReinforce(Agent(FEATURES, HIDDEN), *sizes),
+    )
 
 
 def transformer_senders(generate_style="standard", causal=True, layers=1, **options):
-    """A sender of this package, and the stand-in's, which is EGG's; the latter does not run in float64."""
+    """Builders of a sender of this package, and of the stand-in's, since EGG's does not run in float64."""
     sizes = (VOCAB, EMBED, MAX_LEN, layers, 2, HIDDEN, generate_style, causal)
-    sender = TransformerSenderSparsemax(Agent(FEATURES, EMBED), *sizes, **options)
-    return sender, standin.TransformerSenderReinforce(Agent(FEATURES, EMBED), *sizes)
+    return (
+        lambda: TransformerSenderSparsemax(Agent(FEATURES, EMBED), *sizes, **{"support": None, **options}),
+        lambda: standin.TransformerSenderReinforce(Agent(FEATURES, EMBED), *sizes),
+    )
 
 
 SENDERS = {
+    **{f"{cell}-{layers}": partial(rnn_senders, cell, layers) for cell in ("rnn", "gru", "lstm") for layers in (1, 2)},
     **{
-        f"{cell}-{layers}": lambda cell=cell, layers=layers, **options: rnn_senders(cell, layers, **options)
-        for cell in ("rnn", "gru", "lstm")
-        for layers in (1, 2)
-    },
-    **{
-        f"{style}-{'causal' if causal else 'all'}": lambda style=style, causal=causal, **options: transformer_senders(
-            style, causal, **options
-        )
-        for style in ("standard", "in-place")
+        f"{style}-{'causal' if causal else 'all'}": partial(transformer_senders, style, causal, layers)
+        for style, layers in (("standard", 1), ("in-place", 2))
         for causal in (True, False)
     },
 }
 
 
-def sharpened(sender, theirs):
+def sharpened(build_ours, build_theirs):
     """Both senders in float64, with the same weights, which make some symbols improbable and others not."""
+    sender, theirs = build_ours(), build_theirs()
     is_rnn = hasattr(sender, "hidden_to_output")
     with torch.no_grad():
         for parameter in (sender.hidden_to_output if is_rnn else sender.embedding_to_vocab).parameters():
