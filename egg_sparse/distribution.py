@@ -12,7 +12,8 @@ from torch.distributions.kl import register_kl
 
 _REMEDY = (
     "a sender in a wrapper of egg_sparse needs SymbolGameMarg, or in a population CommunicationMarg, in place of EGG's "
-    "game; in evaluation mode it returns what EGG's wrappers return"
+    "game (for messages of several symbols SenderReceiverRnnMarg and CommunicationRnnMarg); in evaluation mode it "
+    "returns what EGG's wrappers return"
 )
 
 

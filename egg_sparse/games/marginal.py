@@ -67,6 +67,7 @@ class MarginalGame(OneMessageGame):
     coupled = Option[Coupled](one_of(*get_args(Coupled)))
     bound = Option[Bound](one_of(*get_args(Bound)))
     length_cost: float = 0.0
+    _wrapper = "SparsemaxWrapper"
 
     def __init__(
         self,
@@ -186,7 +187,7 @@ class MarginalGame(OneMessageGame):
             distribution = sender(batch.sender_input, batch.aux_input)
         if not isinstance(distribution, SparseDistribution):
             raise TypeError(
-                "the sender must return a SparseDistribution: wrap the agent with SparsemaxWrapper; "
+                f"the sender must return a SparseDistribution: wrap the agent with {self._wrapper}; "
                 f"it returned {type(distribution).__name__}"
             )
         self._check_distribution(distribution)

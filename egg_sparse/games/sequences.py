@@ -59,6 +59,11 @@ class SequenceCall(ReceiverCall):
         dtype = next((value.dtype for value in parameters if value.is_floating_point()), torch.get_default_dtype())
         if self.vocab_size is None:
             raise ValueError("the sender's distribution must have a vocab_size for a receiver of one-hot rows")
+        read = getattr(self.receiver.embedding, "in_features", self.vocab_size)
+        if read != self.vocab_size:
+            raise ValueError(
+                f"the sender's vocabulary has {self.vocab_size} symbols, but the receiver reads one-hot rows of {read}"
+            )
         return F.one_hot(symbols, self.vocab_size).to(dtype)
 
 
@@ -69,8 +74,15 @@ def _lengths(messages: torch.Tensor) -> torch.Tensor:
 
 def _takes_lengths(receiver: Any) -> bool:
     """Whether a receiver can be called with four arguments: message, receiver_input, aux_input and lengths."""
-    while isinstance(receiver, nn.DataParallel) or hasattr(receiver, "_orig_mod"):
-        receiver = receiver.module if isinstance(receiver, nn.DataParallel) else receiver._orig_mod
+    while True:
+        if isinstance(receiver, nn.DataParallel):
+            receiver = receiver.module
+        elif hasattr(receiver, "_orig_mod"):
+            receiver = receiver._orig_mod
+        elif host.egg_class(receiver, "ReinforceWrapper", "ReinforceDeterministicWrapper"):
+            receiver = receiver.agent
+        else:
+            break
     function = receiver.forward if isinstance(receiver, nn.Module) else receiver
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -86,6 +98,7 @@ class SequenceGame(MarginalGame):
     """The base of the two games of messages of several symbols."""
 
     length_cost = Option[float](check_number)
+    _wrapper = "RnnSenderSparsemax"
 
     def __init__(
         self,
@@ -134,7 +147,7 @@ class SequenceGame(MarginalGame):
             raise ValueError("the batch is empty: a game needs at least one example")
         is_deterministic = (
             host.egg_class(receiver, *_DETERMINISTIC_RECEIVERS) is not None
-            and self.receiver_acts is None
+            and not self.receiver_acts
             and not self.receiver_entropy_coeff
         )
         acts = False if is_deterministic else self.receiver_acts
@@ -152,7 +165,7 @@ class SequenceGame(MarginalGame):
 
     def _greedy(self, distribution: SparseDistribution, sender: Callable, batch: Batch) -> SparseDistribution:
         sent = sender(batch.sender_input, batch.aux_input)
-        message = sent[0]
+        message = sent.mode if isinstance(sent, SparseDistribution) else sent[0]
         greedy = SparseDistribution(
             message[None],
             torch.ones_like(distribution.probs[:1]),

@@ -4,17 +4,39 @@ import pytest
 import torch
 from torch import nn
 
+from egg_sparse import (
+    CommunicationRnnMarg,
+    RnnSenderSparsemax,
+    SenderReceiverRnnMarg,
+    SparseDistribution,
+    SparsemaxWrapper,
+    SymbolGameMarg,
+    host,
+)
+from egg_sparse.standin.util import find_lengths
 from small_sequences import (
+    EMBED,
+    FEATURES,
+    HIDDEN,
     MAPPINGS,
+    MAX_LEN,
+    OUTPUTS,
     RECEIVERS,
     SENDERS,
+    VOCAB,
+    Agent,
+    Receiver,
     assert_same_gradients,
     batch_of,
+    distance,
     entmax_library,
     enumerated,
     game_of,
+    probabilities_of_all,
     rnn_senders,
     sharpened,
+    transformer_senders,
+    wrong,
 )
 
 COSTS = {"sender_entropy_coeff": 0.3, "length_cost": 0.2}
@@ -93,3 +115,347 @@ def test_every_strategy(monkeypatch, kind, options):
             game(*batch_of())
         return
     assert_is_enumerated(game, theirs, MAPPINGS["entmax15"], monkeypatch, acting=acting)
+
+
+def test_bounded_games_are_unbiased(monkeypatch):
+    """Loss and every gradient, of sender and receiver, in units of the standard error of their means over draws."""
+    sender, theirs = sharpened(*rnn_senders("gru", normalizer="softmax", max_support=3))
+    game = game_of(sender, RECEIVERS["rnn-1"](), **COSTS)
+    batch = batch_of(3)
+    expected, metrics = enumerated(
+        theirs, game.receiver, distance, batch, MAPPINGS["softmax"], monkeypatch, *COSTS.values()
+    )
+    ours = dict(sender.named_parameters())
+    parameters = [*(ours[name] for name, _ in theirs.named_parameters()), *game.receiver.parameters()]
+    wanted = torch.autograd.grad(expected, [*theirs.parameters(), *game.receiver.parameters()])
+    draws, n_draws = [], 120
+    found = {name: [] for name in metrics}
+    copies = [part.repeat_interleave(6, 0) for part in batch]
+    for _ in range(n_draws):
+        value, interaction = game(*copies)
+        draws.append((value, *torch.autograd.grad(value, parameters)))
+        for name, values in found.items():
+            values.append(interaction.aux[name].view(3, 6).mean(1))
+    for values, exact in zip(zip(*draws, strict=True), (expected, *wanted), strict=True):
+        values = torch.stack(values).detach()
+        error = values.std(0) / n_draws**0.5
+        assert ((values.mean(0) - exact).abs() <= 5 * error + 1e-9).all()
+    for name, values in found.items():
+        values = torch.stack(values)
+        if name == "support":
+            assert (values == 3).all()
+            continue
+        assert ((values.mean(0) - metrics[name]).abs() <= 5 * values.std(0) / n_draws**0.5 + 1e-9).all(), name
+    assert (interaction.aux["exact"] == 0).all()
+    assert (interaction.aux["receiver_calls"] == 3).all()
+
+
+def test_an_acting_receiver_learns_without_bias(monkeypatch):
+    """The mean gradient over many draws of messages and actions is that of the expected loss over both."""
+    sender, theirs = sharpened(*rnn_senders(max_support=4, normalizer="softmax"))
+    receiver = host.core.RnnReceiverReinforce(host.core.ReinforceWrapper(Agent(HIDDEN, 3)), VOCAB, EMBED, HIDDEN)
+    game = SenderReceiverRnnMarg(sender, receiver.double(), wrong, 0.3, 0.2, 0.1)
+    inputs, labels = batch_of(4)
+    ours = dict(sender.named_parameters())
+    parameters = [*(ours[name] for name, _ in theirs.named_parameters()), *receiver.parameters()]
+    total = 0
+    for message, length, prob in probabilities_of_all(theirs, inputs, MAPPINGS["softmax"], monkeypatch):
+        messages, lengths = message.repeat(4, 1), torch.full((4,), length)
+        logits = receiver.agent.agent(receiver.encoder(messages, lengths), None, None)
+        actions = logits.softmax(1)
+        loss = (actions * (torch.arange(3) - labels[:, None]).square()).sum(1) + 0.1 * length
+        entropy = -(actions * actions.log()).sum(1)
+        total = total + (prob * (loss - 0.2 * entropy + 0.3 * prob.log())).mean()
+    wanted = torch.autograd.grad(total, [*theirs.parameters(), *receiver.parameters()])
+    n_draws = 120
+    copies = [part.repeat_interleave(6, 0) for part in (inputs, labels)]
+    draws = [torch.autograd.grad(game(*copies)[0], parameters) for _ in range(n_draws)]
+    for values, exact in zip(zip(*draws, strict=True), wanted, strict=True):
+        values = torch.stack(values)
+        error = values.std(0) / n_draws**0.5
+        assert ((values.mean(0) - exact).abs() <= 5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("normalizer", ["sparsemax", "softmax"])
+def test_one_symbol_is_the_symbol_game(normalizer):
+    """A game of messages of one symbol, with the same scores and a receiver that reads the first symbol alone."""
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Embedding(7, OUTPUTS)
+
+        def forward(self, message, receiver_input=None, aux_input=None):
+            return self.read(message if message.dim() == 1 else message[:, 0])
+
+    class Scores(nn.Module):
+        def __init__(self, sender):
+            super().__init__()
+            self.sender = sender
+
+        def forward(self, x, aux_input=None):
+            return self.sender.step(self.sender.begin(x, aux_input), None)[0]
+
+    def loss(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+        return (receiver_output - sender_input[:, :OUTPUTS]).square().sum(1), {}
+
+    sender = rnn_senders("gru", vocab_size=7, max_len=1, normalizer=normalizer)[0]().double()
+    receiver = First().double()
+    several = SenderReceiverRnnMarg(sender, receiver, loss, sender_entropy_coeff=0.3)
+    one = SymbolGameMarg(SparsemaxWrapper(Scores(sender), normalizer, support=None), receiver, loss, 0.3)
+    batch = batch_of(5)
+    results = [game(*batch) for game in (several, one)]
+    torch.testing.assert_close(results[0][0], results[1][0])
+    parameters = [sender.hidden_to_output.weight, sender.cells[0].weight_ih, *receiver.parameters()]
+    gradients = [torch.autograd.grad(value, parameters) for value, _ in results]
+    torch.testing.assert_close(*gradients)
+    for name in ("task_loss", "sender_entropy", "support", "exact"):
+        torch.testing.assert_close(*(interaction.aux[name] for _, interaction in results))
+    expected = [game.eval()(*batch)[0] for game in (several, one)]
+    torch.testing.assert_close(*expected)
+
+
+class TestInteractions:
+    def game(self, **options):
+        sender, theirs = sharpened(*rnn_senders("gru", normalizer="softmax"))
+        return game_of(sender, RECEIVERS["gru-1"](), **COSTS, **options), theirs
+
+    def test_training(self):
+        game, _ = self.game()
+        batch = batch_of(5)
+        _, interaction = game(*batch)
+        assert interaction.message.shape == (5, MAX_LEN + 1)
+        assert interaction.message.dtype == torch.long
+        assert torch.equal(interaction.message_length, find_lengths(interaction.message))
+        assert interaction.receiver_output.shape == (5, OUTPUTS)
+        assert interaction.sender_input is batch[0]
+        assert set(interaction.aux) == {
+            "error", "exact", "length", "receiver_calls", "sender_entropy", "support", "task_loss",
+        }  # fmt: skip
+        assert all(value.shape == (5,) and not value.requires_grad for value in interaction.aux.values())
+        distribution = game.sender.distribution(batch[0])
+        assert torch.equal(interaction.message, distribution.mode)
+
+    def test_greedy_evaluation_is_eggs(self):
+        game, theirs = self.game()
+        batch = batch_of(30)
+        before = torch.random.get_rng_state()
+        value, interaction = game.eval()(*batch)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        egg = host.core.SenderReceiverRnnReinforce(theirs, game.receiver, distance).eval()
+        _, wanted = egg(*batch)
+        lengths = wanted.message_length
+        said = torch.arange(MAX_LEN + 1) < lengths[:, None]
+        assert torch.equal(interaction.message, torch.where(said, wanted.message, 0))
+        assert torch.equal(interaction.message_length, lengths)
+        torch.testing.assert_close(interaction.aux["length"] + 1, lengths.double())
+        torch.testing.assert_close(interaction.receiver_output, wanted.receiver_output)
+        assert set(interaction.aux) == {"error", "exact", "length", "sender_entropy", "support", "task_loss"}
+        task_loss = distance(batch[0], interaction.message, None, interaction.receiver_output, batch[1], None)[0]
+        torch.testing.assert_close(interaction.aux["task_loss"], task_loss)
+        entropy = game.sender.distribution(batch[0]).entropy()
+        torch.testing.assert_close(value, (task_loss - 0.3 * entropy + 0.2 * lengths).mean())
+
+    def test_expected_evaluation_is_the_training_loss(self):
+        game, _ = self.game(evaluation="expected")
+        batch = batch_of(5)
+        value, interaction = game(*batch)
+        found, evaluated = game.eval()(*batch)
+        torch.testing.assert_close(found, value)
+        assert set(evaluated.aux) == set(interaction.aux)
+        for name, metric in interaction.aux.items():
+            torch.testing.assert_close(evaluated.aux[name], metric)
+
+    def test_an_acting_receiver(self):
+        sender, _ = sharpened(*rnn_senders())
+        game = game_of(sender, RECEIVERS["acting"](), receiver_entropy_coeff=0.1)
+        for mode in (True, False):
+            _, interaction = game.train(mode)(*batch_of(5))
+            assert interaction.aux["receiver_entropy"].shape == (5,)
+            assert interaction.aux["miss"].shape == (5,)
+            assert interaction.receiver_output.shape == (5,)
+
+    def test_logging_strategies(self):
+        sender, _ = sharpened(*rnn_senders())
+        minimal = host.core.LoggingStrategy.minimal()
+        game = game_of(sender, RECEIVERS["gru-1"](), train_logging_strategy=minimal)
+        assert game(*batch_of(5))[1].message is None
+        assert game.eval()(*batch_of(5))[1].message.shape == (5, MAX_LEN + 1)
+
+    def test_batches_of_one(self):
+        game, _ = self.game()
+        batch = batch_of(1)
+        assert game(*batch)[0].isfinite()
+        assert game.eval()(*batch)[1].message.shape == (1, MAX_LEN + 1)
+
+
+class Sending(nn.Module):
+    """A sender of a user's own, which always returns a distribution: the messages 0, 1 and 2 1."""
+
+    def __init__(self, probs=(0.2, 0.5, 0.3)):
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor(probs, dtype=torch.float64).log())
+
+    def forward(self, x, aux_input=None):
+        order = self.scores.detach().argsort(descending=True)
+        messages = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [2, 1, 0, 0]])[order, None].expand(-1, len(x), -1)
+        probs = self.scores.softmax(0)[order, None].expand(-1, len(x))
+        return SparseDistribution(messages, probs, VOCAB, lengths=(messages != 0).sum(2) + 1)
+
+
+def test_a_sender_of_a_users_own():
+    game = SenderReceiverRnnMarg(Sending(), Receiver().double(), distance)
+    batch = batch_of(4)
+    value, interaction = game(*batch)
+    losses = [
+        distance(batch[0], message, None, game.receiver(message), batch[1], None)[0]
+        for message in torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [2, 1, 0, 0]])[:, None].expand(-1, 4, -1)
+    ]
+    torch.testing.assert_close(value, sum(p * loss.mean() for p, loss in zip((0.2, 0.5, 0.3), losses, strict=True)))
+    assert interaction.aux["length"].tolist() == pytest.approx([1.1] * 4)
+    value, interaction = game.eval()(*batch)
+    torch.testing.assert_close(value, losses[1].mean())
+    assert interaction.message.tolist() == [[1, 0, 0, 0]] * 4
+
+
+@pytest.mark.parametrize("wrapper", ["ReinforceDeterministicWrapper", "ReinforceWrapper"])
+def test_receivers_of_three_arguments_in_eggs_wrappers(wrapper):
+    """EGG's wrappers take any arguments, and hand them to an agent that has no place for the lengths."""
+    sender, _ = sharpened(*rnn_senders())
+    receiver = getattr(host.core, wrapper)(Receiver()).double()
+    game = SenderReceiverRnnMarg(sender, receiver, distance if "Deterministic" in wrapper else wrong)
+    value, _ = game(*batch_of(4))
+    assert value.isfinite()
+    if "Deterministic" in wrapper:
+        plain = SenderReceiverRnnMarg(sender, receiver.agent, distance)
+        batch = batch_of(4)
+        torch.testing.assert_close(game(*batch)[0], plain(*batch)[0])
+
+
+@pytest.mark.parametrize("wrapped", [nn.DataParallel, nn.Sequential])
+def test_wrapped_receivers(wrapped, monkeypatch):
+    sender, theirs = sharpened(*rnn_senders(max_support=None))
+    receiver = RECEIVERS["gru-1"]()
+    if wrapped is nn.Sequential:
+
+        class Outer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = receiver
+
+            def forward(self, message, receiver_input=None, aux_input=None, lengths=None):
+                assert lengths is not None
+                return self.inner(message, receiver_input, aux_input, lengths)[0]
+
+        game = SenderReceiverRnnMarg(sender, Outer().double(), distance, **COSTS)
+    else:
+        game = SenderReceiverRnnMarg(sender, wrapped(receiver.double()), distance, **COSTS)
+    batch = batch_of(4)
+    wanted, _ = enumerated(theirs, receiver, distance, batch, MAPPINGS["sparsemax"], monkeypatch, *COSTS.values())
+    for _ in range(2):
+        torch.testing.assert_close(game(*batch)[0], wanted)
+
+
+MISTAKES = {
+    "EGG's sender": (lambda s, r: (rnn_senders()[1](), r), TypeError, "RnnSenderReinforce.*RnnSenderSparsemax"),
+    "EGG's GS sender": (
+        lambda s, r: (host.core.RnnSenderGS(Agent(FEATURES, HIDDEN), VOCAB, EMBED, HIDDEN, 3, 1.0), r),
+        TypeError,
+        "RnnSenderGS.*RnnSenderSparsemax",
+    ),
+    "EGG's Transformer": (
+        lambda s, r: (transformer_senders()[1](), r),
+        TypeError,
+        "TransformerSenderReinforce.*TransformerSenderSparsemax",
+    ),
+    "one symbol": (
+        lambda s, r: (SparsemaxWrapper(Agent(FEATURES, 5)).double(), r),
+        TypeError,
+        "one symbol.*SymbolGameMarg",
+    ),
+    "no distribution": (
+        lambda s, r: (Agent(FEATURES, 5).double(), r),
+        TypeError,
+        "SparseDistribution.*RnnSenderSparsemax",
+    ),
+    "an agent that samples": (
+        lambda s, r: (RnnSenderSparsemax(host.core.ReinforceWrapper(Agent(FEATURES, 5)), 3, 4, 5, 3), r),
+        TypeError,
+        "agent is in a ReinforceWrapper",
+    ),
+    "a small receiver": (
+        lambda s, r: (rnn_senders(vocab_size=9, max_support=None)[0]().double(), r),
+        ValueError,
+        r"9 symbols.*Embedding\(3, 4\).*3",
+    ),
+    "a small receiver of one-hot rows": (
+        lambda s, r: (rnn_senders(vocab_size=9)[0]().double(), RECEIVERS["gs"]().double()),
+        ValueError,
+        "9 symbols.*one-hot rows of 3",
+    ),
+    "another width": (
+        lambda s, r: (RnnSenderSparsemax(Agent(FEATURES, 7), 3, 4, 5, 3).double(), r),
+        ValueError,
+        r"agent must return shape \(B, 5\), got \(6, 7\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes(kind, training):
+    agents, error, match = MISTAKES[kind]
+    if kind.startswith("a small receiver") and not training:
+        pytest.skip("a greedy message may have symbols that the receiver reads")
+    game = SenderReceiverRnnMarg(*agents(None, RECEIVERS["gru-1"]().double()), distance).train(training)
+    with pytest.raises(error, match=match):
+        game(*batch_of(6))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"length_cost": "high"}, TypeError, "length_cost must be a number, got str"),
+        ({"length_cost": float("nan")}, ValueError, "length_cost must be finite, got nan"),
+        ({"sender_entropy_coeff": None}, TypeError, "sender_entropy_coeff must be a number, got NoneType"),
+        ({"strategy": "all"}, ValueError, "strategy must be.*'all'"),
+        ({"evaluation": "best"}, ValueError, "evaluation must be.*'best'"),
+        ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none(options, error, match):
+    sender, receiver = rnn_senders()[0](), RECEIVERS["gru-1"]()
+    with pytest.raises(error, match=match):
+        SenderReceiverRnnMarg(sender, receiver, distance, **options)
+    with pytest.raises(error, match=match):
+        CommunicationRnnMarg(**options)
+
+
+def test_more_mistakes():
+    sender, receiver = (module.double() for module in (rnn_senders()[0](), RECEIVERS["gru-1"]()))
+    inputs, labels = batch_of(6)
+    with pytest.raises(ValueError, match="batch is empty"):
+        SenderReceiverRnnMarg(sender, receiver, distance)(inputs[:0], labels[:0])
+    with pytest.raises(ValueError, match=r"examples on axis 0 of receiver_input.*\(3, 6\)"):
+        SenderReceiverRnnMarg(sender, receiver, distance)(inputs, labels, torch.randn(3, 6))
+    with pytest.raises(ValueError, match=r"receiver_entropy_coeff.*got 0.3"):
+        SenderReceiverRnnMarg(sender, Receiver().double(), distance, receiver_entropy_coeff=0.3)(inputs, labels)
+    with pytest.raises(TypeError, match=r"several symbols.*SenderReceiverRnnMarg"):
+        SymbolGameMarg(sender, Receiver().double(), distance)(inputs, labels)
+    with pytest.raises(TypeError, match=r"several symbols.*SenderReceiverRnnMarg"):
+        SymbolGameMarg(SparsemaxWrapper(Agent(FEATURES, VOCAB)).double(), receiver, distance)(inputs, labels)
+    with pytest.raises(TypeError, match="CommunicationRnnMarg"):
+        SenderReceiverRnnMarg(sender, receiver, distance)(sender, receiver, distance, inputs, labels)
+
+
+def test_receiver_acts_false_is_deterministic():
+    sender, _ = sharpened(*rnn_senders())
+    receiver, batch = RECEIVERS["gru-1"](), batch_of(5)
+    games = [game_of(sender, receiver, receiver_acts=acts) for acts in (None, False, True)]
+    values = [game(*batch)[0] for game in games]
+    torch.testing.assert_close(values[1], values[0])
+    torch.testing.assert_close(values[2], values[0])
+    gradients = [torch.autograd.grad(value, list(receiver.parameters())) for value in values]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
