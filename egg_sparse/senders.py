@@ -362,6 +362,8 @@ def _decoded(decoder: Any, embedded: torch.Tensor, encoded: torch.Tensor, causal
         normed = layer.self_attn_layer_norm(x)
         x = x + layer.self_attn(normed, normed, normed, attn_mask=mask, need_weights=False)[0]
         normed = layer.encoder_attn_layer_norm(x)
-        x = x + layer.encoder_attn(normed, encoded[None], encoded[None], need_weights=False)[0]
+        # not the module's own forward, which has other shapes where EGG's sender was made to run on this PyTorch
+        attend = nn.MultiheadAttention.forward
+        x = x + attend(layer.encoder_attn, normed, encoded[None], encoded[None], need_weights=False)[0]
         x = x + layer.fc2(F.relu(layer.fc1(layer.layer_norm(x))))
     return decoder.layer_norm(x).transpose(0, 1)

@@ -188,7 +188,7 @@ def enumerated(theirs, receiver, loss, batch, mapping, monkeypatch, entropy_coef
         counted = torch.full((len(inputs),), length)
         for_loss = messages
         if host.egg_class(receiver, "RnnReceiverGS"):
-            one_hot = torch.nn.functional.one_hot(messages, VOCAB).double()
+            one_hot = torch.nn.functional.one_hot(messages, VOCAB).to(inputs)
             output, for_loss = receiver(one_hot, None, None)[:, length - 1], one_hot[:, length - 1]
         elif isinstance(receiver, Receiver) and not isinstance(receiver, LengthReceiver):
             output = receiver(messages, None, None)
@@ -200,7 +200,7 @@ def enumerated(theirs, receiver, loss, batch, mapping, monkeypatch, entropy_coef
             entropies.append(entropy)
         losses.append(loss(inputs, for_loss, None, output, labels, None)[0])
         probs.append(prob)
-        lengths.append(counted.double())
+        lengths.append(counted.to(inputs))
     probs, losses, lengths = torch.stack(probs), torch.stack(losses), torch.stack(lengths)
     expected = (probs * losses).sum(0)
     entropy = -(probs * torch.where(probs > 0, probs, 1).log()).sum(0)
@@ -215,7 +215,7 @@ def enumerated(theirs, receiver, loss, batch, mapping, monkeypatch, entropy_coef
         "task_loss": expected,
         "sender_entropy": entropy,
         "length": length - 1,
-        "support": (probs > 0).sum(0).double(),
+        "support": (probs > 0).sum(0).to(inputs),
     }
     return value, {name: metric.detach() for name, metric in metrics.items()}
 

@@ -59,25 +59,25 @@ def marginalize(game: Any, **options: Any) -> Any:
     population = host.egg_class(game, "PopulationGame") is not None
     if population and isinstance(game.game, (CommunicationMarg, CommunicationRnnMarg)):
         raise TypeError(f"game is a population with a {type(game.game).__name__} already: it needs no conversion")
-    several = host.egg_class(game.game if population else game, *_GAMES_OF_SEQUENCES, "CommunicationRnnReinforce")
+    several = host.egg_class(game, *_GAMES_OF_SEQUENCES) is not None or (population and _sends_sequences(game))
     mechanics = CommunicationRnnMarg if several else CommunicationMarg
     sender_options, game_options = _split_options(options, mechanics)
     if population:
         converted: Any = copy.copy(game)
         converted._modules = dict(game._modules)
-        converted.agents_loss_sampler = _converted_sampler(game.agents_loss_sampler, sender_options)
+        converted.agents_loss_sampler = _converted_sampler(game.agents_loss_sampler, sender_options, several)
         converted.game = mechanics(**{**_options_of(game.game), **game_options})
         return converted.train(game.training)
     if several:
         game_options = {**_options_of(game), **game_options}
         converted = SenderReceiverRnnMarg(
-            _converted_sender(game.sender, sender_options), game.receiver, game.loss, **game_options
+            _converted_sender(game.sender, sender_options, several), game.receiver, game.loss, **game_options
         )
     elif host.egg_class(game, "SymbolGameReinforce", "SymbolGameGS"):
         is_deterministic = host.egg_class(game.receiver, "ReinforceDeterministicWrapper")
         if host.egg_class(game, "SymbolGameReinforce") and not is_deterministic:
             game_options.setdefault("receiver_acts", True)
-        sender = _converted_sender(game.sender, sender_options)
+        sender = _converted_sender(game.sender, sender_options, several)
         converted = SymbolGameMarg(sender, game.receiver, game.loss, **{**_options_of(game), **game_options})
     else:
         if isinstance(game, MarginalGame):
@@ -86,6 +86,8 @@ def marginalize(game: Any, **options: Any) -> Any:
         remedy = "wrap its sender's agent with SparsemaxWrapper, and give it to SymbolGameMarg"
         if cls.__name__ == "PopulationGame":
             remedy = "use egg.core's PopulationGame, with CommunicationMarg over senders in a SparsemaxWrapper"
+        elif host.egg_class(game, "CommunicationRnnReinforce"):
+            remedy = "it has no agents, so convert the PopulationGame, or give that a CommunicationRnnMarg"
         elif isinstance(getattr(game, "game", None), nn.Module):
             remedy = "it holds a game itself, so set game.game = marginalize(game.game)"
         raise TypeError(
@@ -132,25 +134,45 @@ def _options_of(game: Any) -> dict[str, Any]:
     return {name: getattr(game, name) for name in names if hasattr(game, name)}
 
 
-def _converted_sender(sender: Any, options: dict[str, Any]) -> nn.Module:
+def _sends_sequences(population: Any) -> bool:
+    """Whether a population's game, or one of its senders, is for messages of several symbols."""
+    senders = getattr(population.agents_loss_sampler, "senders", ())
+    return host.egg_class(population.game, "CommunicationRnnReinforce") is not None or any(
+        host.egg_class(sender, *host.SENDERS_OF_SEVERAL_SYMBOLS) for sender in senders
+    )
+
+
+def _converted_sender(sender: Any, options: dict[str, Any], several: bool) -> nn.Module:
     """The agent of a sender in a wrapper of EGG's, in a wrapper of this package."""
-    if host.egg_class(sender, "ReinforceWrapper"):
-        return SparsemaxWrapper(sender.agent, message_format="index", **options)
-    if host.egg_class(sender, "GumbelSoftmaxWrapper"):
-        return SparsemaxWrapper(sender.agent, message_format="one_hot", **options)
-    if host.egg_class(sender, "RnnSenderReinforce", "RnnSenderGS"):
-        return _rnn_sender(sender, options)
-    if host.egg_class(sender, "TransformerSenderReinforce"):
-        return _transformer_sender(sender, options)
+    if several:
+        if host.egg_class(sender, "RnnSenderReinforce", "RnnSenderGS"):
+            return _rnn_sender(sender, options)
+        if host.egg_class(sender, "TransformerSenderReinforce"):
+            return _transformer_sender(sender, options)
+    else:
+        host.refuse_several_symbols(sender)
+        if host.egg_class(sender, "ReinforceWrapper"):
+            return SparsemaxWrapper(sender.agent, message_format="index", **options)
+        if host.egg_class(sender, "GumbelSoftmaxWrapper"):
+            return SparsemaxWrapper(sender.agent, message_format="one_hot", **options)
     if isinstance(sender, ScoringWrapper):
         game = "SenderReceiverRnnMarg" if isinstance(sender, SequenceSender) else "SymbolGameMarg"
         raise TypeError(
             f"the sender is a {type(sender).__name__} already: give it to {game}, not to an EGG game that "
             "is then converted"
         )
+    expected, wrapper, game = (
+        (f"one of EGG's {', '.join(host.SENDERS_OF_SEVERAL_SYMBOLS)}", "RnnSenderSparsemax", "SenderReceiverRnnMarg")
+        if several
+        else (
+            "a ReinforceWrapper or a GumbelSoftmaxWrapper around an agent that scores symbols",
+            "SparsemaxWrapper",
+            "SymbolGameMarg",
+        )
+    )
     raise TypeError(
-        "the sender must be a ReinforceWrapper or a GumbelSoftmaxWrapper around an agent that scores symbols, got "
-        f"{type(sender).__name__}: wrap its agent with SparsemaxWrapper, and give it to SymbolGameMarg"
+        f"the sender must be {expected}, got {type(sender).__name__}: wrap its agent with {wrapper}, and give it to "
+        f"{game}"
     )
 
 
@@ -205,7 +227,7 @@ def _transformer_sender(sender: Any, options: dict[str, Any]) -> TransformerSend
     return converted
 
 
-def _converted_sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:
+def _converted_sampler(sampler: Any, options: dict[str, Any], several: bool) -> nn.Module:
     """The same sampler over converted senders; random number generators keep their state."""
     missing = [name for name in ("senders", "receivers", "losses") if not hasattr(sampler, name)]
     if missing:
@@ -219,7 +241,7 @@ def _converted_sampler(sampler: Any, options: dict[str, Any]) -> nn.Module:
         {name: list(value) for name, value in vars(sampler).items() if isinstance(value, list)},
         _modules=dict(sampler._modules),
     )
-    converted.senders = nn.ModuleList(_converted_sender(sender, options) for sender in sampler.senders)
+    converted.senders = nn.ModuleList(_converted_sender(sender, options, several) for sender in sampler.senders)
     if hasattr(converted, "reset_order"):
         converted.reset_order()
     snapshot.restore()

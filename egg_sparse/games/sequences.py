@@ -59,7 +59,7 @@ class SequenceCall(ReceiverCall):
         dtype = next((value.dtype for value in parameters if value.is_floating_point()), torch.get_default_dtype())
         if self.vocab_size is None:
             raise ValueError("the sender's distribution must have a vocab_size for a receiver of one-hot rows")
-        read = getattr(self.receiver.embedding, "in_features", self.vocab_size)
+        read = getattr(getattr(self.receiver, "embedding", None), "in_features", self.vocab_size)
         if read != self.vocab_size:
             raise ValueError(
                 f"the sender's vocabulary has {self.vocab_size} symbols, but the receiver reads one-hot rows of {read}"

@@ -8,7 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from egg_sparse import CommunicationMarg, SparsemaxWrapper, SymbolGameMarg, marginalize
+from egg_sparse import (
+    CommunicationMarg,
+    CommunicationRnnMarg,
+    SenderReceiverRnnMarg,
+    SparsemaxWrapper,
+    SymbolGameMarg,
+    host,
+    marginalize,
+    standin,
+)
+from small_sequences import (
+    EMBED,
+    FEATURES,
+    HIDDEN,
+    MAPPINGS,
+    MAX_LEN,
+    OUTPUTS,
+    Acting,
+    Agent,
+    batch_of,
+    distance,
+    enumerated,
+    rnn_senders,
+    wrong,
+)
+from small_sequences import VOCAB as VOCAB_OF_SEQUENCES
 
 VOCAB = 12
 
@@ -210,15 +235,180 @@ class TestMistakes:
         with pytest.raises(TypeError, match=r"Outer: .*marginalize\(game\.game\)"):
             marginalize(Outer(relaxed(core)))
 
-    def test_games_of_several_symbols_are_refused(self, egg):
-        sender = egg.RnnSenderReinforce(nn.Linear(5, 8), 10, 4, 8, 3)
-        receiver = egg.RnnReceiverDeterministic(nn.Linear(8, 4), 10, 4, 8)
-        for game in (
-            egg.SenderReceiverRnnReinforce(sender, receiver, nll),
-            egg.SymbolGameReinforce(sender, receiver, nll),
+    def test_senders_of_another_kind_are_refused(self, core):
+        receiver = core.RnnReceiverDeterministic(Agent(5, 4), 3, 4, 5)
+        several, one = sequence_senders(core)["rnn"], core.ReinforceWrapper(Sender())
+        for game, match in (
+            (core.SymbolGameReinforce(several, receiver, nll), r"RnnSenderReinforce.*several symbols"),
+            (core.SenderReceiverRnnReinforce(one, receiver, nll), r"RnnSenderReinforce.*got ReinforceWrapper"),
+            (core.SenderReceiverRnnReinforce(Sender(), receiver, nll), r"RnnSenderReinforce.*got Sender"),
+            (core.CommunicationRnnReinforce(0.0, 0.0), r"CommunicationRnnReinforce.*PopulationGame"),
+            (population_of_sequences(core, [several, one]), r"RnnSenderReinforce.*got ReinforceWrapper"),
+            (marginalize(sequences(core, several)), r"SenderReceiverRnnMarg already"),
+            (marginalize(population_of_sequences(core, [several])), r"CommunicationRnnMarg already"),
+            (sequences(core, rnn_senders()[0]()), r"RnnSenderSparsemax already.*SenderReceiverRnnMarg"),
         ):
-            with pytest.raises(TypeError, match=r"several symbols"):
+            with pytest.raises(TypeError, match=match):
                 marginalize(game)
+        for name in ("cell", "bound", "tau"):
+            with pytest.raises(TypeError, match=f"{name} .*RnnSenderSparsemax.*max_support.*length_cost"):
+                marginalize(sequences(core, several), **{name: 1})
+
+
+def sequence_senders(core):
+    sizes = (VOCAB_OF_SEQUENCES, EMBED, HIDDEN, MAX_LEN)
+    found = {
+        "rnn": core.RnnSenderReinforce(Agent(FEATURES, HIDDEN), *sizes),
+        "lstm of two layers": core.RnnSenderReinforce(Agent(FEATURES, HIDDEN), *sizes, 2, "lstm"),
+        "relaxed": core.RnnSenderGS(Agent(FEATURES, HIDDEN), *sizes, 1.0, "gru"),
+        "transformer": core.TransformerSenderReinforce(
+            Agent(FEATURES, EMBED), VOCAB_OF_SEQUENCES, EMBED, MAX_LEN, 2, 2, HIDDEN, "in-place", False
+        ),
+    }
+    if core is not standin:
+        for layer in found["transformer"].transformer.layers:
+            layer.encoder_attn.__class__ = EncoderAttention
+    return found
+
+
+class EncoderAttention(nn.MultiheadAttention):
+    """Makes EGG's Transformer sender run: see docs/egg_today.md."""
+
+    def forward(self, query, key, value, static_kv=True):
+        return super().forward(query, key.unsqueeze(0), value.unsqueeze(0))
+
+
+def sequences(core, sender, acts=False, **options):
+    if host.egg_class(sender, "RnnSenderGS"):
+        receiver = core.RnnReceiverGS(Agent(HIDDEN, OUTPUTS), VOCAB_OF_SEQUENCES, EMBED, HIDDEN)
+        return core.SenderReceiverRnnGS(sender, receiver, distance, 0.2, **options)
+    if acts:
+        receiver = core.RnnReceiverReinforce(Acting(HIDDEN, OUTPUTS), VOCAB_OF_SEQUENCES, EMBED, HIDDEN)
+        return core.SenderReceiverRnnReinforce(sender, receiver, wrong, 0.3, 0.1, 0.2, **options)
+    receiver = core.RnnReceiverDeterministic(Agent(HIDDEN, OUTPUTS), VOCAB_OF_SEQUENCES, EMBED, HIDDEN)
+    return core.SenderReceiverRnnReinforce(sender, receiver, distance, 0.3, 0.0, 0.2, **options)
+
+
+def population_of_sequences(core, senders, receivers=None, mechanics=None):
+    receivers = receivers or [core.RnnReceiverDeterministic(Agent(HIDDEN, OUTPUTS), VOCAB_OF_SEQUENCES, EMBED, HIDDEN)]
+    mechanics = core.CommunicationRnnReinforce(0.3, 0.0, 0.2) if mechanics is None else mechanics
+    return core.PopulationGame(mechanics, core.UniformAgentSampler(senders, receivers, [distance]))
+
+
+def as_reinforced(core, sender):
+    """EGG's sender of samples that computes the scores of its sender of relaxed messages."""
+    cell = {nn.RNNCell: "rnn", nn.GRUCell: "gru", nn.LSTMCell: "lstm"}[type(sender.cell)]
+    found = core.RnnSenderReinforce(sender.agent, sender.vocab_size, EMBED, HIDDEN, MAX_LEN, 1, cell)
+    found.hidden_to_output, found.sos_embedding, found.cells = (
+        sender.hidden_to_output, sender.sos_embedding, nn.ModuleList([sender.cell])
+    )  # fmt: skip
+    found.embedding = nn.Embedding.from_pretrained((sender.embedding.weight.t() + sender.embedding.bias).detach())
+    return found
+
+
+@pytest.mark.parametrize("acts", [False, True])
+@pytest.mark.parametrize("kind", ["rnn", "lstm of two layers", "relaxed", "transformer"])
+def test_a_converted_game_of_sequences_has_the_exact_loss(core, monkeypatch, kind, acts):
+    sender = sequence_senders(core)[kind]
+    game = sequences(core, sender, acts)
+    size = torch.float32 if kind == "transformer" and core is not standin else torch.float64
+    converted = marginalize(game.to(size), support=None, max_support=None)
+    theirs = as_reinforced(core, sender).double() if kind == "relaxed" else sender
+    acts = acts and kind != "relaxed"
+    assert isinstance(converted, SenderReceiverRnnMarg)
+    assert converted.receiver is game.receiver
+    assert converted.length_cost == 0.2
+    assert converted.sender_entropy_coeff == (0.0 if kind == "relaxed" else 0.3)
+    assert converted.receiver_entropy_coeff == (0.1 if acts else 0.0)
+    batch = [part.to(size) for part in batch_of(5)]
+    costs = converted.sender_entropy_coeff, 0.2, converted.receiver_entropy_coeff
+    expected, metrics = enumerated(
+        theirs, game.receiver, game.loss, batch, MAPPINGS["sparsemax"], monkeypatch, *costs
+    )  # fmt: skip
+    for _ in range(2):
+        loss, interaction = converted(*batch)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(interaction.aux["length"].to(size), metrics["length"].to(size))
+    assert {id(p) for p in converted.parameters()} == {id(p) for p in game.parameters()}
+    parameters = [p for p in game.parameters() if p is not getattr(sender.embedding, "weight", None)] if (
+        kind == "relaxed"
+    ) else list(game.parameters())  # fmt: skip
+    for one, other in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True),
+        torch.autograd.grad(expected, parameters, allow_unused=True),
+        strict=True,
+    ):
+        if other is not None and one is not None:
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        else:
+            assert one is None or one.abs().max() < 1e-6 or kind == "relaxed"
+    if kind == "relaxed":
+        assert torch.autograd.grad(loss, sender.embedding.weight)[0].abs().sum() > 0
+    greedy = converted.eval()(*batch)[1]
+    sampled = game.eval()(*batch)[1]
+    if kind != "relaxed":
+        said = torch.arange(MAX_LEN + 1) < greedy.message_length[:, None]
+        assert torch.equal(greedy.message, torch.where(said, sampled.message, 0))
+        assert torch.equal(greedy.message_length, sampled.message_length)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm of two layers", "transformer"])
+def test_weights_of_sequences_keep_their_names(core, kind):
+    game, other = (sequences(core, sequence_senders(core)[kind]) for _ in range(2))
+    converted = marginalize(game)
+    inputs, labels = (part.float() for part in batch_of(5))
+    converted(inputs, labels)
+    converted.load_state_dict(other.state_dict())
+    for name, value in other.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], value)
+        assert torch.equal(game.state_dict()[name], value)
+    copied = copy.deepcopy(converted)
+    assert {id(p) for p in copied.parameters()}.isdisjoint(id(p) for p in converted.parameters())
+    torch.manual_seed(0)
+    value = converted(inputs, labels)[0]
+    torch.manual_seed(0)
+    torch.testing.assert_close(copied(inputs, labels)[0], value)
+
+
+def test_a_converted_game_of_sequences_keeps_what_it_was_given(core):
+    train, test = core.LoggingStrategy.minimal(), core.LoggingStrategy()
+    game = sequences(
+        core, sequence_senders(core)["rnn"], train_logging_strategy=train, test_logging_strategy=test
+    ).eval()
+    torch.manual_seed(0)
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    converted = marginalize(game, normalizer=1.5, temperature=2.0, max_support=3, strategy="loop", length_cost=0.5)
+    assert torch.rand(1) == first, "conversion draws no random numbers"
+    assert not converted.training
+    assert converted.train_logging_strategy is train
+    assert converted.test_logging_strategy is test
+    assert (converted.sender.alpha, converted.sender.temperature, converted.sender.max_support) == (1.5, 2.0, 3)
+    assert (converted.strategy, converted.length_cost) == ("loop", 0.5)
+
+
+@pytest.mark.parametrize("mechanics", [None, nn.Identity()])
+def test_a_population_of_sequences_is_converted(core, monkeypatch, mechanics):
+    senders = [sequence_senders(core)[kind].double() for kind in ("rnn", "lstm of two layers")]
+    receivers = [
+        core.RnnReceiverDeterministic(Agent(HIDDEN, OUTPUTS), VOCAB_OF_SEQUENCES, EMBED, HIDDEN, cell).double()
+        for cell in ("rnn", "gru")
+    ]
+    game = population_of_sequences(core, senders, receivers, mechanics)
+    converted = marginalize(game, support=None, max_support=None)
+    assert isinstance(converted.game, CommunicationRnnMarg)
+    costs = (0.3, 0.2) if mechanics is None else (0.0, 0.0)
+    assert (converted.game.sender_entropy_coeff, converted.game.length_cost) == costs
+    batch = batch_of(4)
+    pairs = [
+        float(enumerated(s, r, distance, batch, MAPPINGS["sparsemax"], monkeypatch, *costs)[0].detach())
+        for s in senders
+        for r in receivers
+    ]
+    found = [float(converted(*batch)[0].detach()) for _ in range(40)]
+    assert all(min(abs(value - pair) for pair in pairs) < 1e-8 for value in found)
+    assert all(min(abs(value - pair) for value in found) < 1e-8 for pair in pairs), "every pair is drawn"
+    assert {id(p) for p in converted.parameters()} == {id(p) for p in game.parameters()}
 
 
 @pytest.mark.parametrize("build", [reinforced, relaxed])
