@@ -354,7 +354,7 @@ def _positions(*masks: torch.Tensor) -> list[torch.Tensor]:
     if masks[0].device.type == "cpu":
         return [mask.nonzero()[:, 0] for mask in masks]
     running = [mask.long().cumsum(0) for mask in masks]
-    counts = torch.stack([counted[-1] for counted in running]).tolist()
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
     return [
         torch.searchsorted(counted, torch.arange(1, count + 1, device=counted.device))
         for counted, count in zip(running, counts, strict=True)
