@@ -29,12 +29,14 @@ _State = tuple[torch.Tensor, ...]
 def shared_prefixes(receiver: Any) -> Iterator[None]:
     """A context in which the encoders of EGG's in a receiver compute once what messages have in common.
 
-    RNN encoders on other devices than the CPU, where finding the distinct prefixes would wait for the device, and
-    encoders whose layers have hooks or dropout, stay as they are.
+    RNN encoders on other devices than the CPU, where finding the distinct prefixes would wait for the device, or under
+    autocast, and encoders with a forward method of their own or whose layers have hooks or dropout, stay as they are.
     """
     replaced = []
     for module in receiver.modules() if isinstance(receiver, nn.Module) else ():
         function: Callable[..., torch.Tensor] | None = None
+        if not _has_eggs_forward(module):
+            continue
         if host.egg_class(module, "RnnEncoder") and _is_plain(module):
             function = _encoded
         elif host.egg_class(module, "TransformerEncoder") and _is_causal(module):
@@ -49,14 +51,17 @@ def shared_prefixes(receiver: Any) -> Iterator[None]:
             vars(module).pop("forward", None)
 
 
+def _has_eggs_forward(module: nn.Module) -> bool:
+    """Whether the forward method of one of EGG's receivers or encoders is the one of EGG's class."""
+    cls: Any = host.egg_class(module, "RnnEncoder", "TransformerEncoder", "RnnReceiverGS")
+    return cls is not None and type(module).forward is cls.forward and "forward" not in vars(module)
+
+
 def _is_causal(encoder: Any) -> bool:
     """Whether the Transformer encoder is causal, without dropout, and computes what its class says."""
     base = getattr(encoder, "base_encoder", None)
     return bool(
-        getattr(encoder, "causal", False)
-        and base is not None
-        and not (getattr(base, "dropout", 1) and base.training)
-        and "forward" not in vars(encoder)
+        getattr(encoder, "causal", False) and base is not None and not (getattr(base, "dropout", 1) and base.training)
     )
 
 
@@ -97,7 +102,7 @@ def _is_plain(encoder: nn.Module) -> bool:
         and cell.weight_ih_l0.device.type == "cpu"
         and type(embedding) is nn.Embedding
         and embedding.max_norm is None
-        and "forward" not in vars(encoder)
+        and not torch.is_autocast_enabled("cpu")
         and not any(getattr(layer, hooks) for layer in (cell, embedding) for hooks in _HOOKS)
     )
 
@@ -121,14 +126,13 @@ def _encoded(
 
 def reads_plainly(receiver: Any, message: torch.Tensor) -> bool:
     """Whether :func:`output_at_end` gives what the receiver does."""
-    cls = host.egg_class(receiver, "RnnReceiverGS")
     return (
-        cls is not None
-        and type(receiver).forward is cls.forward  # type: ignore[attr-defined]
+        _has_eggs_forward(receiver)
         and type(receiver.cell) in (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
         and type(receiver.embedding) is nn.Linear
         and not any(getattr(layer, hooks) for layer in (receiver.cell, receiver.embedding) for hooks in _HOOKS)
         and message.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
         and not torch._C._functorch.is_functorch_wrapped_tensor(message)
     )
 

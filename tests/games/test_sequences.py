@@ -459,3 +459,74 @@ def test_receiver_acts_false_is_deterministic():
     gradients = [torch.autograd.grad(value, list(receiver.parameters())) for value in values]
     torch.testing.assert_close(gradients[1], gradients[0])
     torch.testing.assert_close(gradients[2], gradients[0])
+
+
+@pytest.mark.parametrize("kind", RECEIVERS)
+def test_autocast(kind):
+    sender = rnn_senders("gru", normalizer="entmax15")[0]()
+    receiver = RECEIVERS[kind]()
+    game = SenderReceiverRnnMarg(sender, receiver, wrong if kind == "acting" else distance)
+    inputs, labels = (part.float() for part in batch_of(5))
+    expected = game(inputs, labels)[0]
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = game(inputs, labels)[0]
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected, atol=0.05, rtol=0.05)
+        value.backward()
+    assert all(p.grad.isfinite().all() for p in game.parameters() if p.grad is not None)
+
+
+class TestReceiversThatAreNotEggsOwn:
+    """What messages have in common is computed once for EGG's receivers alone: others keep what they compute."""
+
+    def played(self, receiver):
+        sender, _ = sharpened(*rnn_senders("gru", max_support=None))
+        game = SenderReceiverRnnMarg(sender, receiver.double(), distance)
+        batch = batch_of(4)
+        return [float(game(*batch)[0].detach()) for _ in range(3)]
+
+    def test_an_encoder_with_a_forward_method_of_its_own(self):
+        calls = []
+
+        class Encoder(type(RECEIVERS["gru-1"]().encoder)):
+            def forward(self, message, lengths=None):
+                calls.append(len(message))
+                return 2 * super().forward(message, lengths)
+
+        receiver = RECEIVERS["gru-1"]()
+        receiver.encoder.__class__ = Encoder
+        first, *later = self.played(receiver)
+        assert later == pytest.approx([first, first])
+        assert len(calls) >= 3
+
+    def test_an_encoder_with_hooks(self):
+        receiver = RECEIVERS["gru-1"]()
+        calls = []
+        receiver.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+        receiver.encoder.cell.register_forward_hook(lambda *_: calls.append("cell"))
+        first, *later = self.played(receiver)
+        assert later == pytest.approx([first, first])
+        assert calls.count("encoder") == calls.count("cell") >= 3
+
+    def test_one_hot_rows_read_otherwise(self):
+        class Twice(type(RECEIVERS["gs"]())):
+            def forward(self, message, input=None, aux_input=None):
+                return 2 * super().forward(message, input, aux_input)
+
+        receiver = RECEIVERS["gs"]()
+        receiver.__class__ = Twice
+        first, *later = self.played(receiver)
+        assert later == pytest.approx([first, first])
+
+    def test_dropout_between_layers_is_drawn(self):
+        receiver = host.core.RnnReceiverDeterministic(Agent(HIDDEN, OUTPUTS), VOCAB, EMBED, HIDDEN, "gru", 2)
+        receiver.encoder.cell.dropout = 0.5
+        assert len(set(self.played(receiver))) == 3
+
+    def test_the_receiver_is_left_as_it_was(self):
+        receiver = RECEIVERS["gru-2"]()
+        self.played(receiver)
+        assert "forward" not in vars(receiver.encoder)
+        message = torch.tensor([[1, 2, 0, 0]])
+        assert receiver(message, None, None, torch.tensor([3]))[0].shape == (1, OUTPUTS)
