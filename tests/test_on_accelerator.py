@@ -11,10 +11,13 @@ from torch import nn
 
 from egg_sparse import (
     CommunicationMarg,
+    RnnSenderSparsemax,
+    SenderReceiverRnnMarg,
     SparseMAPBitVectorWrapper,
     SparsemaxWrapper,
     SymbolGameMarg,
     TopKSparsemaxWrapper,
+    TransformerSenderSparsemax,
     host,
     mappings,
 )
@@ -411,3 +414,172 @@ def test_an_input_that_was_not_moved(accelerator):
         game(sender_input, *accelerator.to((labels, receiver_input)))
     with pytest.raises(RuntimeError, match="same device"):
         game(*accelerator.to((sender_input, labels)), receiver_input)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Messages of several symbols
+
+LENGTH = 3
+
+
+class Agent(nn.Linear):
+    def forward(self, inputs, *others):
+        return super().forward(inputs)
+
+
+def error_of(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    error = (receiver_output - sender_input[:, :2]).square().sum(1)
+    return error, {"error": error}
+
+
+class PositionReceiver(nn.Module):
+    """A receiver that reads symbols by their position, without a wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Embedding(5, 2)
+        self.weigh = nn.Parameter(torch.randn(LENGTH + 1, 1))
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        return (self.read(message) * self.weigh).sum(1)
+
+
+class ActingReceiver(PositionReceiver):
+    """Draws an action, without checks of its distribution, which wait for the device."""
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        choice = torch.distributions.Categorical(logits=super().forward(message), validate_args=False)
+        action = choice.sample()
+        return action, choice.log_prob(action), choice.entropy()
+
+
+def sequence_sender(cell="gru", **options):
+    return RnnSenderSparsemax(Agent(4, 6), 5, 3, 6, LENGTH, cell=cell, **options)
+
+
+SEQUENCE_GAMES = {
+    "exact": lambda: (sequence_sender(max_support=None, support=None), PositionReceiver(), error_of),
+    "bounded": lambda: (sequence_sender(normalizer="softmax", max_support=4), PositionReceiver(), error_of),
+    "controlled": lambda: (sequence_sender(max_support=None, support=6.0), PositionReceiver(), error_of),
+    "1.5-entmax of an LSTM": lambda: (
+        sequence_sender("lstm", normalizer="entmax15", max_support=None, support=None),
+        PositionReceiver(),
+        error_of,
+    ),
+    "learned alpha": lambda: (
+        sequence_sender(normalizer=nn.Parameter(torch.tensor(1.6)), max_support=None, support=None),
+        PositionReceiver(),
+        error_of,
+    ),
+    "a Transformer": lambda: (
+        TransformerSenderSparsemax(Agent(4, 4), 5, 4, LENGTH, 1, 2, 6, max_support=None, support=None),
+        PositionReceiver(),
+        error_of,
+    ),
+    "EGG's GS receiver": lambda: (
+        sequence_sender(normalizer="softmax", max_support=4),
+        host.core.RnnReceiverGS(Agent(6, 2), 5, 3, 6),
+        error_of,
+    ),
+    "an acting receiver": lambda: (
+        sequence_sender(normalizer="softmax", max_support=4),
+        ActingReceiver(),
+        guess,
+    ),
+}
+
+
+QUICK_SEQUENCES = (("bounded", "gather"), ("controlled", "loop"), ("an acting receiver", "gather"))
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        pytest.param(name, strategy, marks=() if (name, strategy) in QUICK_SEQUENCES else pytest.mark.slow)
+        for name in SEQUENCE_GAMES
+        for strategy in ("gather", "loop")
+    ],
+)
+def test_games_of_sequences(accelerator, name, strategy):
+    seeded(1)
+    acts = {"receiver_acts": True, "receiver_entropy_coeff": 0.1} if "acting" in name else {}
+    game = SenderReceiverRnnMarg(*SEQUENCE_GAMES[name](), 0.1, length_cost=0.05, strategy=strategy, **acts).double()
+    on_device = accelerator.to(copy.deepcopy(game))
+    optimizers = [torch.optim.Adam(part.parameters()) for part in (game, on_device)]
+    for seed, (inputs, labels, _) in enumerate(batches(3)):
+        there = accelerator.to((inputs, labels))
+        with accelerator.count() as counted:
+            found = step(on_device, optimizers[1], there, seed)
+        expected = step(game, optimizers[0], (inputs, labels), seed)
+        torch.testing.assert_close(accelerator.host(found), expected)
+        for one, other in zip(on_device.parameters(), game.parameters(), strict=True):
+            if other.grad is not None:
+                torch.testing.assert_close(accelerator.host(one.grad), other.grad)
+    # one per step of the message and one at its end; another for the number of pairs that gather plays
+    assert len(waits(counted)) <= LENGTH + 1 + (strategy == "gather"), waits(counted)
+    assert counted.copies_to_device == []
+
+    game.eval(), on_device.eval()
+    with torch.no_grad():
+        seeded(7)
+        found = on_device(*there)
+        seeded(7)
+        expected = game(inputs, labels)
+    torch.testing.assert_close(accelerator.host(found[0]), expected[0])
+    torch.testing.assert_close(accelerator.host(vars(found[1])), vars(expected[1]))
+
+
+@pytest.mark.parametrize("max_support", [None, 6])
+@pytest.mark.parametrize("normalizer", ["sparsemax", "softmax"])
+def test_distributions_over_sequences(accelerator, normalizer, max_support):
+    seeded(1)
+    sender = sequence_sender(normalizer=normalizer, max_support=max_support, support=None).double()
+    on_device = accelerator.to(copy.deepcopy(sender))
+    x = torch.randn(7, 4).double()
+    there = accelerator.to(x)
+    with accelerator.count() as counted:
+        found = on_device(there)
+    assert len(waits(counted)) <= LENGTH + 1, waits(counted)
+    assert counted.copies_to_device == []
+    weights = accelerator.host(found.weights)
+    torch.testing.assert_close(weights.sum(0).detach(), torch.ones(7).double())
+    with accelerator.count() as counted:
+        on_device.eval()(there)
+    assert len(waits(counted)) == 1, waits(counted)
+    if max_support is None:
+        expected = sender.train()(x)
+        for name in ("messages", "lengths", "probs", "log_probs", "is_exact"):
+            torch.testing.assert_close(accelerator.host(getattr(found, name)), getattr(expected, name))
+    else:
+        assert len(found.probs) == max_support
+        assert accelerator.host(found.support_size).tolist() == [max_support] * 7
+    with accelerator.count() as counted:
+        found.log_prob(found.messages), found.entropy(), found.expectation(found.probs), found.support_size, found.mode
+    assert counted.synchronizations == counted.copies_to_device == []
+
+
+def test_sequences_of_scores_that_are_not_finite(accelerator):
+    sender = sequence_sender()
+    with torch.no_grad():
+        sender.hidden_to_output.bias[2] = float("nan")
+    on_device = accelerator.to(sender)
+    with pytest.raises(ValueError, match="scores must be finite"):
+        on_device(torch.randn(3, 4).to("cuda"))
+
+
+def test_sequences_under_autocast(accelerator):
+    class Decoder:
+        """The emulated device does not cast the inputs of recurrent cells, as a GPU does."""
+
+        def begin(self, inputs):
+            return inputs
+
+        def step(self, state, symbols):
+            return torch.mm(state, state[:5].t()), (state if symbols is None else state.roll(1, 1))
+
+    x = accelerator.to(torch.randn(6, 4))
+    with torch.autocast("cuda", dtype=torch.float16):
+        d = mappings.sequence_distribution(Decoder(), x, max_len=3, normalizer="softmax", max_support=4)
+    weights = accelerator.host(d.weights)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.sum(0), torch.ones(6))
