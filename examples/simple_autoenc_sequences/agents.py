@@ -11,7 +11,7 @@ from examples.simple_autoenc.agents import build_data, loss
 
 __all__ = ["SETTINGS", "add_options", "build_agents", "build_data", "loss"]
 
-SETTINGS = ["--vocab_size=5", "--max_len=3", "--batch_size=64", "--n_epochs=6"]
+SETTINGS = ["--vocab_size=5", "--max_len=3", "--batch_size=64", "--n_epochs=10"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
