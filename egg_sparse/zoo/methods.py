@@ -65,7 +65,7 @@ class Method:
     """
 
     summary: str
-    build: Callable[[Options, GameParts], nn.Module]
+    build: Callable[[Options, Any], nn.Module]
     options: tuple[str, ...] = ()
     normalizer: str = "softmax"
     sums: bool = False
@@ -82,7 +82,7 @@ def controls_support(opts: Options, method: Method) -> bool:
     return method.controls_support and getattr(opts, "normalizer", "") != "softmax" and not fixed
 
 
-def _wrapper_options(opts: Options) -> dict[str, Any]:
+def wrapper_options(opts: Options) -> dict[str, Any]:
     """The temperature of a sender that sums over messages, or support control where the temperature is None."""
     return {} if opts.temperature is None else {"temperature": opts.temperature, "support": None}
 
@@ -124,17 +124,17 @@ def alpha_of(normalizer: str) -> Any:
 
 
 def _sparsemax_game(opts: Options, parts: GameParts, max_support: int | None = None) -> nn.Module:
-    sender = SparsemaxWrapper(parts.sender, alpha_of(opts.normalizer), **_wrapper_options(opts))
+    sender = SparsemaxWrapper(parts.sender, alpha_of(opts.normalizer), **wrapper_options(opts))
     return _summing_game(sender, opts, parts, max_support)
 
 
 def _sparsemap_game(opts: Options, parts: GameParts) -> nn.Module:
-    sender = SparseMAPBitVectorWrapper(parts.sender, opts.budget, opts.decomposition, **_wrapper_options(opts))
+    sender = SparseMAPBitVectorWrapper(parts.sender, opts.budget, opts.decomposition, **wrapper_options(opts))
     return _summing_game(sender, opts, parts, opts.max_support)
 
 
 def _topk_sparsemax_game(opts: Options, parts: GameParts) -> nn.Module:
-    sender = TopKSparsemaxWrapper(parts.sender, opts.topksparse, **_wrapper_options(opts))
+    sender = TopKSparsemaxWrapper(parts.sender, opts.topksparse, **wrapper_options(opts))
     return _summing_game(sender, opts, parts, opts.max_support)
 
 
@@ -169,6 +169,24 @@ def _step_temperature(opts: Options, sender: Any, batches_per_epoch: int) -> lis
 
 
 NORMALIZERS = ("sparsemax", "softmax", "entmax15")
+
+
+def normalizer(text: str) -> str:
+    """An argparse type: the name of a normalizer, or alpha."""
+    if text not in NORMALIZERS:
+        try:
+            above_1 = 1 < float(text) < float("inf")
+        except ValueError:
+            above_1 = False
+        if not above_1:
+            raise argparse.ArgumentTypeError(
+                f"expected {', '.join(NORMALIZERS)} or a number above 1 (alpha), got {text!r}"
+            )
+    return text
+
+
+normalizer.__name__ = "NAME"
+
 BASELINES: dict[str, Baseline] = {"runavg": "running_mean", "sample": "sample", "none": "none"}
 """The values of ``--baseline_type`` that every experiment has -> the name in ``SymbolGameScoreFunction``."""
 
@@ -368,6 +386,7 @@ def warn_unused(
     of_methods = dict.fromkeys(name for method in methods.values() for name in method.options)
     parser.warn_unused([name for name in of_methods if name not in methods[opts.mode].options], f"in mode {opts.mode}")
     unused = [name for name, sources in data_options.items() if opts.data not in sources]
-    parser.warn_unused(unused, f"with --data {opts.data}")
+    if unused:
+        parser.warn_unused(unused, f"with --data {opts.data}")
     for name, why in parser.unused.items():
         parser.warn_unused([name], why)

@@ -246,7 +246,8 @@ def _begin(opts: argparse.Namespace, experiment: str, epoch: int, complete: bool
     os.makedirs(opts.checkpoint_dir, exist_ok=True)
     run_folder.remove_unfinished(folder, pathlib.Path(opts.checkpoint_dir))
     history = run_folder.keep_metrics_until(folder, epoch) if goes_on else []
-    title = f"{experiment.replace('_', ' ')}, {opts.mode}, {opts.data}, seed {opts.random_seed}"
+    data = f", {opts.data}" if hasattr(opts, "data") else ""
+    title = f"{experiment.replace('_', ' ')}, {opts.mode}{data}, seed {opts.random_seed}"
     return Run(folder, history, title, not (complete and (folder / run_folder.CURVES_FILE).is_file()))
 
 

@@ -39,23 +39,9 @@ DATA_OPTIONS = {
 }
 
 
-def _normalizer(text: str) -> str:
-    if text not in methods.NORMALIZERS:
-        try:
-            above_1 = 1 < float(text) < float("inf")
-        except ValueError:
-            above_1 = False
-        if not above_1:
-            raise argparse.ArgumentTypeError(
-                f"expected {', '.join(methods.NORMALIZERS)} or a number above 1 (alpha), got {text!r}"
-            )
-    return text
-
-
 METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "normalizer": {
-        "type": _normalizer,
-        "metavar": "NAME",
+        "type": methods.normalizer,
         "help": "sparsemax (default in marg), softmax (default in sumsample), entmax15, or an alpha above 1",
     },
     "max_support": {"default": 10},
