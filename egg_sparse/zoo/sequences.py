@@ -73,12 +73,23 @@ class ReinforceGame(host.core.SenderReceiverRnnReinforce):
 
     def get_extra_state(self) -> dict[str, Any]:
         baselines = self.mechanics.baselines.items()
-        return {key: {name: getattr(each, name) for name in self._STATE if hasattr(each, name)} for key, each in baselines}
+        return {
+            key: {name: getattr(each, name) for name in self._STATE if hasattr(each, name)} for key, each in baselines
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for key, values in state.items():
             for name, value in values.items():
                 setattr(self.mechanics.baselines[key], name, value)
+
+
+class GumbelGame(host.core.SenderReceiverRnnGS):
+    """EGG's game, whose metrics would keep the graph of every step of an epoch, without their graphs."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        loss, interaction = super().forward(*args, **kwargs)
+        interaction.aux = {name: value.detach() for name, value in interaction.aux.items()}
+        return loss, interaction
 
 
 class _EncoderAttention(nn.MultiheadAttention):
@@ -88,10 +99,19 @@ class _EncoderAttention(nn.MultiheadAttention):
         return super().forward(query, key.unsqueeze(0), value.unsqueeze(0))
 
 
+def _sizes(coder: Coder, parts: SequenceParts) -> dict[str, Any]:
+    """The sizes of a network, as EGG's agents take them."""
+    return {
+        "vocab_size": parts.vocab_size,
+        "embed_dim": coder.embedding,
+        "hidden_size": coder.hidden,
+        "num_layers": coder.layers,
+    }
+
+
 def reinforce_sender(parts: SequenceParts) -> nn.Module:
     """EGG's sender that samples messages."""
-    sizes = {"embed_dim": parts.writer.embedding, "hidden_size": parts.writer.hidden, "max_len": parts.max_len}
-    sizes |= {"vocab_size": parts.vocab_size, "num_layers": parts.writer.layers}
+    sizes = {**_sizes(parts.writer, parts), "max_len": parts.max_len}
     if parts.writer.cell != "transformer":
         return core.RnnSenderReinforce(parts.sender, **sizes, cell=parts.writer.cell)
     sender = core.TransformerSenderReinforce(parts.sender, **sizes, num_heads=parts.writer.heads)
@@ -106,12 +126,11 @@ def reading_receiver(parts: SequenceParts) -> nn.Module:
 
     A Transformer reads without a causal mask: with one, EGG's reads the symbol after the end.
     """
-    sizes = {"embed_dim": parts.reader.embedding, "hidden_size": parts.reader.hidden, "vocab_size": parts.vocab_size}
-    sizes |= {"num_layers": parts.reader.layers}
+    sizes = _sizes(parts.reader, parts)
     if parts.reader.cell != "transformer":
         return core.RnnReceiverDeterministic(parts.receiver, **sizes, cell=parts.reader.cell)
-    sizes |= {"max_len": parts.max_len, "num_heads": parts.reader.heads}
-    return core.TransformerReceiverDeterministic(parts.receiver, **sizes, causal=False)
+    more: dict[str, Any] = {"max_len": parts.max_len, "num_heads": parts.reader.heads, "causal": False}
+    return core.TransformerReceiverDeterministic(parts.receiver, **sizes, **more)
 
 
 def exact_sender(parts: SequenceParts, normalizer: Any, max_support: int, seed: int, **control: Any) -> nn.Module:
@@ -171,7 +190,7 @@ def gumbel_game(parts: SequenceParts, temperature: float, straight_through: bool
         straight_through=straight_through,
     )
     receiver = core.RnnReceiverGS(parts.receiver, vocab_size, reader.embedding, reader.hidden, reader.cell)
-    return core.SenderReceiverRnnGS(sender, receiver, parts.loss, length_cost, **parts.options)
+    return GumbelGame(sender, receiver, parts.loss, length_cost, **parts.options)
 
 
 def symbols_of(message: torch.Tensor) -> torch.Tensor:

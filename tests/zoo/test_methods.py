@@ -11,6 +11,8 @@ from egg_sparse.zoo import methods
 from egg_sparse.zoo.bit_vector_vae import data as bit_vector_data
 from egg_sparse.zoo.bit_vector_vae.games import build_vae
 from egg_sparse.zoo.cli import ZooParser
+from egg_sparse.zoo.compo_vs_generalization import games as object_games
+from egg_sparse.zoo.compo_vs_generalization.data import ObjectLoader, all_objects
 from egg_sparse.zoo.semi_supervised_vae import data as semi_supervised_data
 from egg_sparse.zoo.semi_supervised_vae import games as semi_supervised_games
 from egg_sparse.zoo.signal_game import data as signal_data
@@ -20,6 +22,7 @@ TABLES = {
     "signal_game": signal_games.METHODS,
     "semi_supervised_vae": semi_supervised_games.METHODS,
     "bit_vector_vae": methods.BIT_VECTOR_METHODS,
+    "compo_vs_generalization": object_games.METHODS,
 }
 ROWS = [(entry, mode) for entry, table in TABLES.items() for mode in table]
 
@@ -44,7 +47,7 @@ def test_every_mode_is_in_the_help_and_every_option_of_a_row_can_be_given(entry,
 def test_an_option_that_the_mode_does_not_read_draws_a_warning(entry, mode, capsys):
     table = TABLES[entry]
     values = {"straight_through": [], "normalizer": ["softmax"], "decomposition": ["systematic"]}
-    values |= {"loss_type": ["nll"], "baseline_type": ["none"]}
+    values |= {"loss_type": ["nll"], "baseline_type": ["none"], "baseline": ["no"]}
     every = dict.fromkeys(name for method in table.values() for name in method.options)
     params = [text for name in every for text in (f"--{name}", *values.get(name, ["3"]))]
     train_of(entry).parse_options([f"--mode={mode}", "--no_cuda", *params])
@@ -67,6 +70,13 @@ def play(entry, params):
         game = semi_supervised_games.build_game(opts, split)
         batch = next(iter(semi_supervised_data.SemiSupervisedLoader(split.unlabeled, split.labeled, 16)))
         return game.train()(*batch)[1], opts, semi_supervised_games.N_CLASSES
+    if entry == "compo_vs_generalization":
+        objects = torch.from_numpy(all_objects(2, opts.n_values))
+        return (
+            object_games.build_game(opts).train()(*next(iter(ObjectLoader(objects, opts.n_values, 16))))[1],
+            opts,
+            None,
+        )
     split = bit_vector_data.load("digits", "")
     vae = build_vae(opts, split.train.pixels.shape[1], split.train.levels)
     batch = next(iter(bit_vector_data.ImageLoader(split.train, 16)))
@@ -93,7 +103,7 @@ def test_receiver_calls_are_those_of_a_training_step(entry, params):
     elif "receiver_calls" in played.aux:
         assert float(played.aux["receiver_calls"].mean()) == said
     else:  # EGG's own games play one message
-        assert opts.mode in ("sfe", "gs")
+        assert opts.mode in ("sfe", "rf", "gs")
         assert said == 1
     assert ("support" in played.aux) == method.sums
 

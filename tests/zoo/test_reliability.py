@@ -30,6 +30,7 @@ OPTIONS = {
     "signal_game": "--n_epochs=4 --batches_per_epoch=10 --vocab_size=20 --game_size=4 --batch_size=16",
     "semi_supervised_vae": "--n_epochs=3 --n_labeled=50 --warm_start_epochs=2",
     "bit_vector_vae": "--n_epochs=3 --latent_size=6 --nll_samples=2 --nll_images=5 --validation_nll_samples=1",
+    "compo_vs_generalization": "--n_epochs=3 --n_values=4 --vocab_size=5 --data_scaler=2 --batch_size=8",
 }
 MODES = {
     "signal_game": [
@@ -44,6 +45,10 @@ MODES = {
         "sparsemap --temperature=5 --temperature_end=1 --entropy_warmup=2", "sparsemap --budget=3",
         "sparsemap --decomposition=active_set", "topksparse --max_support=3", "sfe", "sfe --baseline_type=sample",
         "nvil", "gs", "gs --straight_through",
+    ],
+    "compo_vs_generalization": [
+        "marg", "marg --max_support=3", "marg --normalizer=softmax --sender_cell=transformer", "rf",
+        "rf --sender_cell=transformer --receiver_cell=transformer", "gs", "gs --straight_through",
     ],
 }  # fmt: skip
 RUNS = [f"{entry} --mode={mode}" for entry, modes in MODES.items() for mode in modes]
@@ -74,6 +79,8 @@ KILLED = {
         CHECKPOINT_2_WRITTEN,
         IN_EPOCH_3,
     ],
+    "compo_vs_generalization --mode=marg --max_support=3": [CHECKPOINT_2_WRITTEN, IN_EPOCH_3],
+    "compo_vs_generalization --mode=rf": [IN_EPOCH_2, IN_THE_TEST],
 }
 if LONG:
     KILLED = dict.fromkeys(RUNS, KILLS)
@@ -92,8 +99,7 @@ pytestmark = pytest.mark.usefixtures("few_test_games")
 def processes():
     """Processes that are forked from one that has imported everything already, so that many can be killed."""
     context = multiprocessing.get_context("forkserver")
-    entries = ("signal_game", "semi_supervised_vae", "bit_vector_vae")
-    context.set_forkserver_preload([f"egg_sparse.zoo.{entry}.train" for entry in entries])
+    context.set_forkserver_preload([f"egg_sparse.zoo.{entry}.train" for entry in OPTIONS])
     return context
 
 
@@ -314,7 +320,13 @@ class TestResume:
         assert contents(tmp_path / "run") == before
 
     @pytest.mark.parametrize(
-        "name", ["signal_game --mode=sfe", "semi_supervised_vae --mode=gs", "bit_vector_vae --mode=gs"]
+        "name",
+        [
+            "signal_game --mode=sfe",
+            "semi_supervised_vae --mode=gs",
+            "bit_vector_vae --mode=gs",
+            "compo_vs_generalization --mode=gs",
+        ],
     )
     def test_a_complete_run_is_only_tested(self, name, capsys, tmp_path):
         entry, params = command(name)

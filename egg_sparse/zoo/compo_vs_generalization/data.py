@@ -99,7 +99,8 @@ def split(n_attributes: int, n_values: int, kind: str, share: float) -> Split:
 
 
 class ObjectLoader(ShuffledLoader):
-    """Batches (objects, labels): one-hot attributes side by side ``(B, n_attributes * n_values)``, values ``(B, n_attributes)``.
+    """Batches (objects, labels): one-hot rows of all attributes ``(B, n_attributes * n_values)``, and their values
+    ``(B, n_attributes)``.
 
     Args:
         objects: the objects' values.

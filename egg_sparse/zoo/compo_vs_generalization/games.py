@@ -83,9 +83,7 @@ METHODS = {
 def coders(opts: argparse.Namespace) -> tuple[Coder, Coder]:
     """The sizes of the networks that write and read messages."""
     names = ("cell", "emb", "hidden", "num_layers", "num_heads")
-    writer, reader = (
-        Coder(*(getattr(opts, f"{agent}_{name}") for name in names)) for agent in ("sender", "receiver")
-    )
+    writer, reader = (Coder(*(getattr(opts, f"{agent}_{name}") for name in names)) for agent in ("sender", "receiver"))
     return writer, reader
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,12 @@ def topographic_similarity(attributes: torch.Tensor, messages: torch.Tensor) -> 
     Returns:
         A number from -1 to 1; None where all distances between objects, or between messages, are the same.
     """
-    if len(messages) < 3 or len(messages.unique(dim=0)) == 1:
+    from scipy.stats import ConstantInputWarning
+
+    if len(messages) < 3:
         return None
-    topsim = host.core.TopographicSimilarity.compute_topsim(attributes.numpy(), messages.numpy(), "hamming", "edit")
+    compute = host.core.TopographicSimilarity.compute_topsim
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # the correlation is NaN then
+        topsim = compute(attributes, messages, "hamming", "edit")
     return None if math.isnan(topsim) else float(topsim)

@@ -59,7 +59,7 @@ def build_parser() -> ZooParser:
     option("--n_values", type=number(int, at_least=2), default=20, help="values of an attribute")
     splits = "combinations of values that all occur in training, or first the value 0 of each attribute, as in EGG"
     option("--split", choices=data.SPLITS, default="combinations", help=f"what is held out: {splits}")
-    option("--hold_out", type=number(float, above=0, at_most=1), default=0.2, help="share of combinations held out")
+    option("--hold_out", type=number(float, above=0), default=0.2, help="share of combinations held out")
     option("--data_scaler", type=count, default=20, help="times that an epoch shows each object")
     option = parser.group["agents"].add_argument
     for agent in ("sender", "receiver"):

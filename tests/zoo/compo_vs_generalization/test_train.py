@@ -1,0 +1,350 @@
+"""Compositionality and generalization: objects, agents, statistics, and runs of every mode and cell."""
+
+import itertools
+import json
+import math
+import re
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from egg_sparse import host
+from egg_sparse.zoo import checkpoints
+from egg_sparse.zoo.cli import run
+from egg_sparse.zoo.compo_vs_generalization import data, language, train
+from egg_sparse.zoo.compo_vs_generalization.games import build_game, reconstruction_loss
+from egg_sparse.zoo.compo_vs_generalization.train import PROG, build_loaders, main, parse_options, play
+
+SMALL = [
+    "--n_values=4", "--vocab_size=5", "--max_len=2", "--data_scaler=2", "--n_epochs=2", "--batch_size=8",
+    "--sender_hidden=8", "--receiver_hidden=8", "--sender_emb=8", "--receiver_emb=8", "--random_seed=3", "--no_cuda",
+]  # fmt: skip
+
+
+class TestData:
+    @given(st.integers(2, 4), st.integers(2, 5), st.floats(0.01, 0.99), st.sampled_from(data.SPLITS))
+    @settings(max_examples=100, deadline=None)
+    def test_split(self, n_attributes, n_values, share, kind):
+        every = set(itertools.product(range(n_values), repeat=n_attributes))
+        known = {each for each in every if kind == "combinations" or 0 not in each}
+        values = set(range(n_values)) if kind == "combinations" else set(range(1, n_values))
+        n_held_out = int(share * len(known))
+        if len(values) < 2 or not 1 <= n_held_out <= len(known) - len(values):
+            with pytest.raises(ValueError, match=r"--hold_out|--n_values"):
+                data.split(n_attributes, n_values, kind, share)
+            return
+        split = data.split(n_attributes, n_values, kind, share)
+        train_, unseen, new = (
+            list(map(tuple, part.tolist())) for part in (split.train, split.unseen, split.new_values)
+        )
+        assert len(unseen) == n_held_out
+        assert len(set(train_) | set(unseen)) == len(train_) + len(unseen), "no object is twice in them"
+        assert set(train_) | set(unseen) == known
+        for attribute in range(n_attributes):
+            assert {each[attribute] for each in train_} == values
+        assert sorted(new) == (sorted(each for each in every if each.count(0) == 1) if kind == "values" else [])
+
+    def test_hold_out_is_uniform_beyond_the_objects_that_show_every_value(self, monkeypatch):
+        counts = Counter()
+        for seed in range(2000):
+            monkeypatch.setattr(data, "_SPLIT_SEED", seed)
+            counts.update(map(tuple, data.split(2, 4, "combinations", 0.25).unseen.tolist()))
+        assert set(counts) == set(itertools.product(range(4), repeat=2))
+        frequencies = torch.tensor([float(count) for count in counts.values()]) / 2000
+        assert (frequencies - 0.25).abs().max() < 5 * (0.25 * 0.75 / 2000) ** 0.5
+
+    def test_all_objects(self):
+        assert data.all_objects(3, 4).tolist() == [list(each) for each in itertools.product(range(4), repeat=3)]
+        assert len(data.all_objects(2, 1000)) == data.MAX_OBJECTS
+
+    @pytest.mark.parametrize("sizes", [(2, 1001), (20, 2), (10**9, 10**9)])
+    def test_too_many_objects(self, sizes):
+        with pytest.raises(ValueError, match=rf"--n_attributes.* {sizes[1]} to the power of {sizes[0]}"):
+            data.split(*sizes, "combinations", 0.2)
+
+    def test_loader(self):
+        objects = torch.tensor([[0, 1], [2, 0], [1, 1]])
+        loader = data.ObjectLoader(objects, 3, batch_size=4, seed=1, times=5)
+        first, second = list(loader), list(loader)
+        assert len(loader) == len(first) == 4
+        for inputs, labels in first:
+            for row, label in zip(inputs.reshape(-1, 2, 3).tolist(), labels.tolist(), strict=True):
+                assert row == [[float(value == each) for value in range(3)] for each in label]
+        seen = torch.cat([labels for _, labels in first])
+        assert Counter(map(tuple, seen.tolist())) == dict.fromkeys(map(tuple, objects.tolist()), 5)
+        assert not torch.equal(seen, torch.cat([labels for _, labels in second]))
+        loader.set_epoch(1)
+        assert torch.equal(seen, torch.cat([labels for _, labels in loader]))
+
+    def test_fixed_loader_leaves_out_zeros(self):
+        objects = torch.tensor([[0, 1], [2, 0], [1, 1]])
+        (batch,) = data.ObjectLoader(objects, 3, 9, fixed=True, ignore_zeros=True)
+        assert batch[1].tolist() == [[data.NOT_SCORED, 1], [2, data.NOT_SCORED], [1, 1]]
+        assert batch[0].argmax(1).tolist() == [0, 2, 1], "the sender sees them"
+
+
+def test_loss_is_the_mean_over_scored_attributes():
+    scores = torch.randn(4, 2 * 3, dtype=torch.float64)
+    labels = torch.tensor([[0, 2], [1, 1], [data.NOT_SCORED, 2], [2, data.NOT_SCORED]])
+    losses, aux = reconstruction_loss(None, None, None, scores, labels, None)
+    for n in range(4):
+        scored = [a for a in range(2) if labels[n, a] != data.NOT_SCORED]
+        each = [-scores[n, 3 * a : 3 * a + 3].log_softmax(0)[labels[n, a]] for a in scored]
+        right = [bool(scores[n, 3 * a : 3 * a + 3].argmax() == labels[n, a]) for a in scored]
+        torch.testing.assert_close(losses[n], sum(each) / len(each))
+        assert aux["acc"][n] == float(all(right))
+        assert aux["acc_or"][n] == sum(right) / len(right)
+
+
+def entropy_of(values):
+    counts = Counter(values)
+    return -sum(count / len(values) * math.log(count / len(values)) for count in counts.values())
+
+
+def slow_gap(attributes, columns):
+    gaps = []
+    for column in columns:
+        entropy = entropy_of(column)
+        if entropy > 0:
+            information = sorted(
+                entropy_of(each) + entropy - entropy_of(list(zip(each, column, strict=True))) for each in attributes
+            )
+            gaps.append((information[-1] - information[-2]) / entropy)
+    return sum(gaps) / len(gaps) if gaps else None
+
+
+def slow_edit_distance(first, second):
+    if not first or not second:
+        return len(first) + len(second)
+    return min(
+        slow_edit_distance(first[1:], second) + 1,
+        slow_edit_distance(first, second[1:]) + 1,
+        slow_edit_distance(first[1:], second[1:]) + (first[0] != second[0]),
+    )
+
+
+class TestLanguage:
+    @staticmethod
+    def languages():
+        generator = torch.Generator().manual_seed(0)
+        for n_attributes, n_values, vocab_size, max_len in [(2, 4, 5, 2), (3, 3, 4, 3), (2, 5, 3, 1), (2, 3, 2, 3)]:
+            attributes = torch.from_numpy(data.all_objects(n_attributes, n_values))
+            messages = torch.randint(0, vocab_size, (len(attributes), max_len), generator=generator)
+            messages = messages * (messages != 0).long().cumprod(1)
+            yield attributes, torch.nn.functional.pad(messages, (0, 1)), vocab_size
+
+    def test_posdis_and_bosdis_equal_brute_force(self):
+        for attributes, messages, vocab_size in self.languages():
+            by_attribute = attributes.T.tolist()
+            assert language.posdis(attributes, messages) == pytest.approx(slow_gap(by_attribute, messages.T.tolist()))
+            counts = [(messages == symbol).sum(1).tolist() for symbol in range(1, vocab_size)]
+            assert language.bosdis(attributes, messages, vocab_size) == pytest.approx(slow_gap(by_attribute, counts))
+
+    def test_posdis_and_bosdis_are_those_of_egg(self, egg):
+        for attributes, messages, vocab_size in self.languages():
+            assert language.posdis(attributes, messages) == pytest.approx(
+                egg.language_analysis.Disent.posdis(attributes, messages), abs=1e-5
+            )
+            assert language.bosdis(attributes, messages, vocab_size) == pytest.approx(
+                egg.language_analysis.Disent.bosdis(attributes, messages, vocab_size), abs=1e-5
+            )
+
+    def test_topographic_similarity_equals_brute_force(self):
+        for attributes, messages, _ in self.languages():
+            pairs = list(itertools.combinations(range(len(attributes)), 2))
+            between_objects = [int((attributes[i] != attributes[j]).sum()) for i, j in pairs]
+            between_messages = [slow_edit_distance(messages[i].tolist(), messages[j].tolist()) for i, j in pairs]
+            expected = spearmanr(between_objects, between_messages).statistic
+            assert language.topographic_similarity(attributes, messages) == pytest.approx(expected)
+
+    def test_orders_of_symbols_matter_to_posdis_alone(self):
+        attributes = torch.from_numpy(data.all_objects(2, 4))
+        shuffled = attributes + torch.tensor([1, 5])
+        shuffled[::3] = shuffled[::3].flip(1)
+        assert language.bosdis(attributes, shuffled, 9) == pytest.approx(1)
+        assert language.posdis(attributes, shuffled) < 0.6
+
+    @pytest.mark.filterwarnings("error")
+    def test_constant_languages_have_no_statistics(self):
+        attributes, same = torch.from_numpy(data.all_objects(2, 3)), torch.ones(9, 2, dtype=torch.long)
+        assert language.posdis(attributes, same) is None
+        assert language.bosdis(attributes, same, 4) is None
+        assert language.topographic_similarity(attributes, same) is None
+        equally_far = torch.arange(1, 10)[:, None]
+        assert language.topographic_similarity(attributes, equally_far) is None
+
+
+MODES = {
+    "rf": ["--mode=rf"],
+    "rf lstm rnn": ["--mode=rf", "--sender_cell=lstm", "--receiver_cell=rnn", "--baseline=builtin"],
+    "rf transformer": ["--mode=rf", "--sender_cell=transformer", "--receiver_cell=transformer", "--baseline=no"],
+    "rf layers": ["--mode=rf", "--sender_num_layers=2", "--receiver_num_layers=2", "--length_cost=0.1"],
+    "gs": ["--mode=gs"],
+    "gs straight through": ["--mode=gs", "--straight_through", "--temperature=0.5", "--length_cost=0.1"],
+    "gs rnn lstm": ["--mode=gs", "--sender_cell=rnn", "--receiver_cell=lstm"],
+    "gs values": ["--mode=gs", "--split=values"],
+}
+ALWAYS = {
+    "mode", "acc_train", "acc_or_train", "acc_unseen", "acc_or_unseen", "length", "messages_used", "topsim", "posdis",
+    "bosdis", "receiver_calls", "seconds", "host", "device",
+}  # fmt: skip
+OF_SUMS = {"acc_expected_train", "acc_expected_unseen", "support", "exact"}
+OF_VALUES = {"acc_new_values", "acc_or_new_values"}
+
+
+def game_of(*params):
+    opts = parse_options([*SMALL, *params])
+    split = data.split(opts.n_attributes, opts.n_values, opts.split, opts.hold_out)
+    torch.manual_seed(5)
+    return opts, build_game(opts), split, build_loaders(opts, split)
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize("mode", ["rf", "gs", "rf transformer"])
+    def test_equals_playing_one_object_after_the_other(self, mode):
+        opts, game, split, loaders = game_of(*MODES[mode], "--split=values")
+        with torch.no_grad():
+            for parameter in game.parameters():
+                parameter.mul_(3)
+        found = train.evaluate(opts, game, loaders, split)
+        game.eval()
+        for part, objects in (("train", split.train), ("unseen", split.unseen), ("new_values", split.new_values)):
+            right, messages = [], set()
+            for each in objects.tolist():
+                inputs = torch.nn.functional.one_hot(torch.tensor(each), 4).flatten().float()[None]
+                with torch.no_grad():
+                    message = game.sender(inputs)
+                    if opts.mode == "gs":
+                        symbols = message.argmax(-1)[0].tolist()
+                        output = game.receiver(message)[:, symbols.index(0)]
+                    else:
+                        symbols = message[0][0].tolist()
+                        output = game.receiver(message[0])[0]
+                guess = output.reshape(2, 4).argmax(1).tolist()
+                scored = [a for a in range(2) if part != "new_values" or each[a] != 0]
+                right.append([guess[a] == each[a] for a in scored])
+                messages.add(tuple(symbols[: symbols.index(0)]))
+            assert found[f"acc_{part}"] == pytest.approx(sum(map(all, right)) / len(right))
+            assert found[f"acc_or_{part}"] == pytest.approx(sum(sum(r) / len(r) for r in right) / len(right))
+            if part == "train":
+                assert found["messages_used"] == len(messages)
+
+    def test_random_numbers_are_left_as_they_were(self):
+        _, game, _, loaders = game_of("--mode=gs")
+        before = torch.get_rng_state()
+        play(game, loaders["train"], torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestRuns:
+    @pytest.mark.parametrize("mode", MODES)
+    def test_every_mode(self, mode, tmp_path, capsys):
+        final = main([*SMALL, *MODES[mode], "--out=run"])
+        out, err = capsys.readouterr()
+        lines = out.splitlines()
+        assert json.loads(lines[-1]) == final
+        sums = mode.split()[0] == "marg"
+        assert set(final) == ALWAYS | (OF_SUMS if sums else set()) | (OF_VALUES if "values" in mode else set())
+        assert final["host"] == ("egg" if host.is_egg() else "standin")
+        for name in final:
+            if name.startswith("acc"):
+                assert 0 <= final[name] <= 1
+        assert 0 <= final["length"] <= 2
+        assert "warning" not in err
+        metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+        assert [(line["mode"], line["epoch"]) for line in metrics] == [
+            ("train", 1), ("validation", 1), ("train", 2), ("validation", 2),
+        ]  # fmt: skip
+        assert metrics[-1]["acc"] == pytest.approx(final["acc_unseen"])
+        assert metrics[-1]["acc_or"] == pytest.approx(final["acc_or_unseen"])
+        assert {"acc", "acc_or", "length", "loss"} <= set(metrics[0])
+        assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+        assert json.loads((tmp_path / "run/results.json").read_text()) == final
+        again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--no_cuda"])
+        assert {**again, "seconds": 0} == {**final, "seconds": 0}
+
+    @pytest.mark.parametrize("mode", ["rf", "rf transformer", "gs"])
+    def test_a_resumed_run_equals_the_whole_one(self, mode, tmp_path):
+        options = [*SMALL, *MODES[mode], "--n_epochs=3"]
+        main([*options, "--out=whole"])
+        main([*options, "--n_epochs=2", "--out=cut"])
+        main(["--resume=cut", "--n_epochs=3", "--no_cuda"])
+        whole, cut = (checkpoints.read(tmp_path / name / "checkpoints/final.tar") for name in ("whole", "cut"))
+        for name, value in whole.model_state_dict.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(cut.model_state_dict[name], value), name
+            else:
+                assert str(cut.model_state_dict[name]) == str(value)
+        assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "cut/metrics.jsonl").read_text()
+
+    def test_one_seed_one_result(self, tmp_path):
+        seeds = (5, 5, 6)
+        results = [main([*SMALL, "--mode=rf", f"--random_seed={s}", f"--out={i}"]) for i, s in enumerate(seeds)]
+        metrics = [(tmp_path / f"{i}/metrics.jsonl").read_text() for i in range(3)]
+        assert metrics[0] == metrics[1] != metrics[2]
+        assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+    def test_metrics_of_relaxed_messages_keep_no_graph(self):
+        _, game, _, loaders = game_of("--mode=gs")
+        loss, played = game(*next(iter(loaders["batches"])))
+        assert loss.requires_grad
+        assert not any(value.requires_grad for value in played.aux.values())
+
+    def test_the_split_does_not_depend_on_the_seed(self):
+        unseen = [game_of(f"--random_seed={seed}")[2].unseen for seed in (1, 2)]
+        assert torch.equal(*unseen)
+
+    @pytest.mark.parametrize(
+        ("params", "unused"),
+        [
+            (["--mode=rf", "--normalizer=softmax", "--temperature=2"], ["normalizer", "temperature"]),
+            (
+                ["--mode=gs", "--sender_entropy_coeff=1", "--baseline=no", "--sender_num_layers=2"],
+                ["baseline", "sender_entropy_coeff", "sender_num_layers"],
+            ),
+            (["--mode=rf", "--receiver_num_heads=2"], ["receiver_num_heads"]),
+            (["--mode=rf", "--baseline=no", "--length_cost=1"], []),
+        ],
+    )
+    def test_unused_flags_draw_one_warning_each(self, params, unused, capsys):
+        parse_options(params)
+        assert sorted(re.findall(r"warning: --(\w+) has no effect", capsys.readouterr().err)) == unused
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("params", "named", "status"),
+        [
+            (["--n_attributes=1"], ["--n_attributes", "'1'"], 2),
+            (["--n_values=1"], ["--n_values", "'1'"], 2),
+            (["--n_attributes=1000000000"], ["--n_attributes", "1000000000"], 1),
+            (["--n_values=2", "--split=values"], ["--n_values", "2"], 1),
+            (["--hold_out=0"], ["--hold_out", "'0'"], 2),
+            (["--hold_out=nan"], ["--hold_out", "'nan'"], 2),
+            (["--hold_out=1"], ["--hold_out", "1.0"], 1),
+            (["--hold_out=1e300"], ["--hold_out", "1e+300"], 1),
+            (["--hold_out=0.001"], ["--hold_out", "0.001"], 1),
+            (["--split=objects"], ["--split", "'objects'"], 2),
+            (["--sender_cell=grus"], ["--sender_cell", "'grus'"], 2),
+            (["--receiver_hidden=0"], ["--receiver_hidden", "'0'"], 2),
+            (["--max_len=0"], ["--max_len", "'0'"], 2),
+            (["--vocab_size=0"], ["--vocab_size", "'0'"], 2),
+            (["--data_scaler=-1"], ["--data_scaler", "'-1'"], 2),
+            (["--length_cost=-1"], ["--length_cost", "'-1'"], 2),
+            (["--temperature=0"], ["--temperature", "'0'"], 2),
+            (["--normalizer=0.5"], ["--normalizer", "'0.5'"], 2),
+            (["--mode=sfe"], ["--mode", "'sfe'"], 2),
+            (["--mode=gs", "--receiver_cell=transformer"], ["--receiver_cell", "mode gs", "transformer"], 2),
+            (["--sender_cell=transformer", "--sender_emb=10"], ["--sender_emb", "4", "10"], 2),
+        ],
+    )
+    def test_a_mistake_is_one_sentence(self, params, named, status, capsys):
+        assert run(PROG, main, [*params, "--no_cuda"]) == status
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith(f"{PROG}: error: ")
+        assert all(name in lines[0] for name in named)
