@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from egg_sparse import host
 core = host.core
 
 CELLS = ("rnn", "gru", "lstm", "transformer")
+EVALUATION_SEED = 20200724
 
 
 @dataclass(frozen=True)
@@ -197,3 +198,31 @@ def symbols_of(message: torch.Tensor) -> torch.Tensor:
     """The symbols ``(B, L)`` of a message, ids or one-hot rows ``(B, L, V)``, zeros from the end symbol on."""
     symbols = message.argmax(-1) if message.dim() == 3 else message
     return symbols * (symbols != 0).long().cumprod(1)
+
+
+@torch.no_grad()
+def play(game: nn.Module, loader: Iterable, device: torch.device, evaluation: str = "greedy") -> dict[str, Any]:
+    """Plays examples once, and returns what the game reports of each, and its ``message``, on the CPU.
+
+    Args:
+        game: the game.
+        loader: the batches of examples.
+        device: the device that plays them.
+        evaluation: "greedy" for the most probable symbol at each step, "expected" for the sum over messages.
+    """
+    game.to(device).eval()
+    figures: dict[str, list[torch.Tensor]] = {}
+    expected = evaluation == "expected"
+    if expected:
+        game.evaluation = evaluation  # type: ignore[assignment]
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(EVALUATION_SEED)
+            for batch in loader:
+                _, played = game(*core.batch.Batch(*batch).to(device))
+                for name, value in {**played.aux, "message": symbols_of(played.message)}.items():
+                    figures.setdefault(name, []).append(value.cpu())
+    finally:
+        if expected:
+            game.evaluation = "greedy"  # type: ignore[assignment]
+    return {name: torch.cat(values) for name, values in figures.items()}

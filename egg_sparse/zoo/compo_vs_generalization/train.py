@@ -21,7 +21,7 @@ core = host.core
 
 PROG = "egg_sparse.zoo.compo_vs_generalization"
 EVALUATION_BATCH = 500
-EVALUATION_SEED = 20200506
+LANGUAGE_SEED = 20200506
 LANGUAGE_OBJECTS = 500
 """The most objects whose messages are compared in pairs."""
 
@@ -114,37 +114,9 @@ def build_loaders(opts: argparse.Namespace, split: Split) -> dict[str, ObjectLoa
     }
 
 
-@torch.no_grad()
-def play(game: nn.Module, loader: ObjectLoader, device: torch.device, evaluation: str = "greedy") -> dict[str, Any]:
-    """Plays objects once, and returns what the game reports of each, and their messages, on the CPU.
-
-    Args:
-        game: the game.
-        loader: the batches of objects.
-        device: the device that plays them.
-        evaluation: "greedy" for the most probable symbol at each step, "expected" for the sum over messages.
-    """
-    game.to(device).eval()
-    figures: dict[str, list[torch.Tensor]] = {}
-    expected = evaluation == "expected"
-    if expected:
-        game.evaluation = evaluation  # type: ignore[assignment]
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(EVALUATION_SEED)
-            for batch in loader:
-                _, played = game(*core.batch.Batch(*batch).to(device))
-                for name, value in {**played.aux, "message": sequences.symbols_of(played.message)}.items():
-                    figures.setdefault(name, []).append(value.cpu())
-    finally:
-        if expected:
-            game.evaluation = "greedy"  # type: ignore[assignment]
-    return {name: torch.cat(values) for name, values in figures.items()}
-
-
 def describe_language(opts: argparse.Namespace, objects: torch.Tensor, messages: torch.Tensor) -> dict[str, Any]:
     """The statistics of objects' messages ``(n, L)``."""
-    chosen = torch.randperm(len(objects), generator=torch.Generator().manual_seed(EVALUATION_SEED))
+    chosen = torch.randperm(len(objects), generator=torch.Generator().manual_seed(LANGUAGE_SEED))
     compared = chosen[:LANGUAGE_OBJECTS]
     return {
         "length": float((messages != 0).sum(1).float().mean()),
@@ -161,14 +133,14 @@ def evaluate(
     """Tests agents on each part of the split, and describes the language of the training objects."""
     method = METHODS[opts.mode]
     results: dict[str, Any] = {}
-    greedy = {part: play(game, loader, opts.device) for part, loader in loaders.items() if part != "batches"}
+    greedy = {part: sequences.play(game, loader, opts.device) for part, loader in loaders.items() if part != "batches"}
     for part, figures in greedy.items():
         for name in ("acc", "acc_or"):
             results[f"{name}_{part}"] = float(figures[name].float().mean())
     results |= describe_language(opts, split.train, greedy["train"]["message"])
     calls = method.receiver_calls(opts, 0)
     if method.sums:
-        expected = {part: play(game, loaders[part], opts.device, "expected") for part in ("train", "unseen")}
+        expected = {part: sequences.play(game, loaders[part], opts.device, "expected") for part in ("train", "unseen")}
         results |= {f"acc_expected_{part}": float(figures["acc"].mean()) for part, figures in expected.items()}
         for name in ("support", "exact", "receiver_calls"):
             results[name] = float(expected["train"][name].float().mean())
@@ -202,7 +174,7 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, ObjectLo
     method = METHODS[opts.mode]
 
     def expected_success(device: torch.device) -> dict[str, torch.Tensor]:
-        return {"acc_expected": play(game, loaders["unseen"], device, "expected")["acc"]}
+        return {"acc_expected": sequences.play(game, loaders["unseen"], device, "expected")["acc"]}
 
     callbacks = [training.ValidationAsTrained(expected_success)] if method.sums else []
     callbacks += method.callbacks(opts, game.sender, len(loaders["batches"]))

@@ -48,6 +48,24 @@ class MLPSender(nn.Module):
         return self.score(F.relu(self.hidden(images[0]))) / self.temperature
 
 
+class BatchFirst(nn.Module):
+    """An agent that is given images ``(B, game_size, n_features)``, as EGG's agents of several symbols need them.
+
+    Args:
+        agent: the agent that takes ``(game_size, B, n_features)``.
+        position: the position of the images among its inputs.
+    """
+
+    def __init__(self, agent: nn.Module, position: int) -> None:
+        super().__init__()
+        self.agent = agent
+        self.position = position
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        before, images, after = inputs[: self.position], inputs[self.position], inputs[self.position + 1 :]
+        return self.agent(*before, images.transpose(0, 1), *after)
+
+
 class Receiver(nn.Module):
     """Log-probabilities ``(B, game_size)`` of the candidates: dot products of their embeddings with the message's.
 

@@ -93,8 +93,10 @@ class GameLoader(EpochLoader):
         fixed: bool = False,
         name: str = "training",
         part: Part = (0, 1),
+        batch_first: bool = False,
     ) -> None:
         super().__init__(seed, fixed, part)
+        self.batch_first = batch_first
         self.images = images
         self.game_size = game_size
         self.batch_size = batch_size
@@ -135,9 +137,10 @@ class GameLoader(EpochLoader):
         return self._features(chosen), torch.from_numpy((order == 0).argmax(1)), self._features(for_receiver)
 
     def _features(self, chosen: np.ndarray) -> torch.Tensor:
-        """The images ``(game_size, B, n_features)`` of games ``(B, game_size)``."""
-        features = self.images.features.index_select(0, torch.from_numpy(chosen.T.flatten()))
-        return features.view(*chosen.T.shape, features.shape[1])
+        """The images of games ``(B, game_size)``, in the loader's order of axes."""
+        chosen = chosen if self.batch_first else chosen.T
+        features = self.images.features.index_select(0, torch.from_numpy(chosen.flatten()))
+        return features.view(*chosen.shape, features.shape[1])
 
 
 def load(source: str, root: str | None, data_root: str, same: bool, standardize: bool = True) -> SignalData:

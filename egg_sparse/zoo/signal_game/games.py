@@ -13,9 +13,10 @@ from torch import nn
 
 from egg_sparse import host
 from egg_sparse.estimators import NeuralBaseline, SymbolSampler
-from egg_sparse.zoo import methods, training
+from egg_sparse.zoo import methods, sequences, training
 from egg_sparse.zoo.methods import SYMBOL_METHODS, GameParts, Method
-from egg_sparse.zoo.signal_game.archs import MLPSender, PaperSender, Receiver
+from egg_sparse.zoo.sequences import Coder, SequenceParts
+from egg_sparse.zoo.signal_game.archs import BatchFirst, MLPSender, PaperSender, Receiver
 
 core = host.core
 
@@ -104,6 +105,57 @@ METHODS = {
     "gs": replace(SYMBOL_METHODS["gs"], build=_gumbel_game),
 }
 """The methods, by ``--mode``: score function and Gumbel-Softmax are EGG's own games here."""
+
+
+def _exact_sequence_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.Module:
+    control = methods.wrapper_options(opts)
+    normalizer = methods.alpha_of(opts.normalizer)
+    sender = sequences.exact_sender(parts, normalizer, opts.max_support, opts.random_seed, **control)
+    return sequences.exact_game(parts, sender, opts.entropy_coeff, opts.length_cost)
+
+
+def _reinforce_sequence_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.Module:
+    baseline = EGGS_BASELINES[opts.baseline_type]
+    return sequences.reinforce_game(parts, baseline, opts.entropy_coeff, opts.length_cost)
+
+
+def _gumbel_sequence_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.Module:
+    return sequences.gumbel_game(parts, opts.gs_tau, opts.straight_through, opts.length_cost)
+
+
+SEQUENCE_METHODS = {
+    "marg": _reading(METHODS["marg"], "max_support", build=_exact_sequence_game),
+    "sfe": replace(METHODS["sfe"], build=_reinforce_sequence_game),
+    "gs": replace(METHODS["gs"], build=_gumbel_sequence_game),
+}
+"""The methods for messages of several symbols, by ``--mode``."""
+
+
+def methods_of(opts: argparse.Namespace) -> dict[str, Method]:
+    """The methods for messages of ``--max_len`` symbols, by ``--mode``."""
+    return SEQUENCE_METHODS if opts.max_len > 1 else METHODS
+
+
+def build_sequence_game(opts: argparse.Namespace, n_features: int) -> nn.Module:
+    """The agents in the game of messages of several symbols that trains them; images come batch first."""
+    coder = Coder(opts.cell, opts.embedding_size, opts.hidden_size)
+    sizes: dict[str, Any] = {"n_features": n_features, "vocab_size": coder.state}
+    for_sender = {**sizes, "hidden_size": opts.hidden_size, "temperature": 1.0}
+    sender: nn.Module = MLPSender(**for_sender)
+    if opts.sender == "paper":
+        sender = PaperSender(**for_sender, embedding_size=opts.embedding_size)
+    receiver = Receiver(**sizes, embedding_size=opts.embedding_size, one_hot=True)
+    parts = SequenceParts(
+        BatchFirst(sender, position=0),
+        coder,
+        BatchFirst(receiver, position=1),
+        coder,
+        loss_nll_and_report,
+        opts.vocab_size,
+        opts.max_len,
+        options=training.quiet_logging(),
+    )
+    return SEQUENCE_METHODS[opts.mode].build(opts, parts)
 
 
 def build_agents(opts: argparse.Namespace, n_features: int) -> tuple[nn.Module, Receiver]:

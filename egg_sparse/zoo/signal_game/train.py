@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,16 +13,19 @@ from torch import nn
 
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.wrappers import MessageFormat, Normalizer
-from egg_sparse.zoo import methods, plots, resume, training
+from egg_sparse.zoo import methods, plots, resume, sequences, training
 from egg_sparse.zoo.cli import ZooParser, number, path
 from egg_sparse.zoo.signal_game import data
 from egg_sparse.zoo.signal_game.archs import Receiver
 from egg_sparse.zoo.signal_game.games import (
     EGGS_BASELINES,
     METHODS,
+    SEQUENCE_METHODS,
     build_agents,
     build_game,
+    build_sequence_game,
     loss_nll_and_report,
+    methods_of,
 )
 
 core = host.core
@@ -44,7 +47,11 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
         "type": methods.normalizer,
         "help": "sparsemax (default in marg), softmax (default in sumsample), entmax15, or an alpha above 1",
     },
-    "max_support": {"default": 10},
+    "max_support": {
+        "default": 10,
+        "help": "symbols that are summed exactly, beside a sampled one of the others; marg with --max_len above 1: "
+        "messages per game, larger supports are resampled without bias",
+    },
     "entropy_coeff": {
         "type": number(float, at_least=0),
         "help": "coefficient of the acting agents' entropy in nats "
@@ -66,8 +73,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="Two agents learn to name images, by exact sparse marginalization or by sampling.",
-        defaults={"batch_size": 64, "n_epochs": 40, "lr": 0.005, "vocab_size": 256, "checkpoint_freq": 1},
-        unused={"max_len": "in this game: messages have one symbol"},
+        defaults={"batch_size": 64, "n_epochs": 40, "lr": 0.005, "vocab_size": 256, "max_len": 1, "checkpoint_freq": 1},
     )
     count = number(int, at_least=1)
     option = parser.group["data"].add_argument
@@ -87,6 +93,10 @@ def build_parser() -> ZooParser:
     option("--embedding_size", type=count, default=64, help="size of embedded images and messages")
     option("--hidden_size", type=count, default=128, help="hidden units, or filters, of the sender")
     option("--latent_size", type=count, help="another name of --vocab_size")
+    cells = "network that writes and reads messages, with --max_len above 1"
+    option("--cell", choices=sequences.CELLS, default="gru", help=cells)
+    cost = "cost of a symbol, with --max_len above 1"
+    option("--length_cost", type=number(float, at_least=0), default=0.0, help=cost)
     methods.add_options(parser, METHODS, METHOD_OPTIONS, aliases={"max_support": "topk"})
     methods.add_temperature_option(parser, METHODS, "--tau_s", otherwise=TEMPERATURE)
     training.add_run_options(parser, "signal_game")
@@ -103,15 +113,39 @@ def parse_options(params: list[str]) -> argparse.Namespace:
             )
         opts.vocab_size = opts.latent_size
     opts.latent_size = None
-    methods.warn_unused(parser, opts, METHODS, DATA_OPTIONS)
+    if opts.max_len > 1:
+        _check_sequences(parser, opts)
+    else:
+        parser.warn_unused(["cell", "length_cost"], "with --max_len 1")
+    methods.warn_unused(parser, opts, methods_of(opts), DATA_OPTIONS)
     methods.complete(opts, METHODS[opts.mode], TEMPERATURE)
     if opts.entropy_coeff is None:
         opts.entropy_coeff = ENTROPY_COEFF if opts.temperature is not None else 0.0
     return opts
 
 
+def _check_sequences(parser: ZooParser, opts: argparse.Namespace) -> None:
+    """Refuses what has no form for messages of several symbols."""
+    several = f"with --max_len {opts.max_len}"
+    if opts.mode not in methods_of(opts):
+        parser.error(f"--max_len must be 1 in mode {opts.mode}, which has messages of one symbol, got {opts.max_len}")
+    if opts.mode == "sfe" and opts.baseline_type == "sample":
+        parser.error(f"--baseline_type must be one of {', '.join(EGGS_BASELINES)} {several}, got sample")
+    if opts.mode == "sfe" and opts.loss_type == "acc":
+        parser.error(f"--loss_type must be nll {several}, got acc")
+    if opts.cell == "transformer" and opts.mode == "gs":
+        parser.error("--cell must be rnn, gru or lstm in mode gs, got transformer")
+    if opts.cell == "transformer" and opts.embedding_size % sequences.Coder.heads:
+        parser.error(
+            f"--embedding_size must be a multiple of {sequences.Coder.heads} with --cell transformer, got "
+            f"{opts.embedding_size}"
+        )
+    if opts.mode != "marg":
+        parser.warn_unused(["temperature"], f"in mode {opts.mode} {several}")
+
+
 def build_loaders(opts: argparse.Namespace, images: data.SignalData) -> dict[str, data.GameLoader]:
-    sizes: dict[str, Any] = {"game_size": opts.game_size, "same": bool(opts.same)}
+    sizes: dict[str, Any] = {"game_size": opts.game_size, "same": bool(opts.same), "batch_first": opts.max_len > 1}
 
     def fixed(part: data.Images, games: int, seed: int, name: str) -> data.GameLoader:
         batches: dict[str, Any] = {"batch_size": EVALUATION_BATCH, "n_batches": max(1, games // EVALUATION_BATCH)}
@@ -229,9 +263,71 @@ def evaluate(
     }
 
 
+def evaluate_sequences(
+    opts: argparse.Namespace, game: nn.Module, loader: Iterable, device: torch.device
+) -> dict[str, float]:
+    """Tests agents with the most probable symbol at each step, and those that sum over messages in expectation, too."""
+    method = SEQUENCE_METHODS[opts.mode]
+    greedy = sequences.play(game, loader, device)
+    messages = greedy["message"]
+    results = {
+        "acc": float(greedy["acc"].mean()),
+        "loss": float(greedy["nll"].mean()),
+        "length": float((messages != 0).sum(1).float().mean()),
+        "messages_used": len(messages.unique(dim=0)),
+    }
+    if method.sums:
+        expected = sequences.play(game, loader, device, "expected")
+        results |= {"acc_expected": float(expected["acc"].mean()), "loss": float(expected["nll"].mean())}
+        results |= {name: float(expected[name].float().mean()) for name in ("support", "exact", "receiver_calls")}
+        return results
+    return {**results, "receiver_calls": 1.0}
+
+
 def wrapper_temperature(opts: argparse.Namespace, game: Any) -> float:
     """The divisor of the sender's scores that its wrapper has; 1 where the agent divides them itself."""
     return float(game.sender.temperature) if METHODS[opts.mode].sums else 1.0
+
+
+ExpectedSuccess = Callable[[torch.device], dict[str, torch.Tensor]]
+
+
+def _of_one_symbol(
+    opts: argparse.Namespace, n_features: int, loaders: dict[str, data.GameLoader]
+) -> tuple[nn.Module, Callable[[], dict[str, float]], ExpectedSuccess]:
+    """The game, its test, and the metrics that its validation adds."""
+    method = METHODS[opts.mode]
+    sender, receiver = build_agents(opts, n_features)
+    game = build_game(opts, sender, receiver)
+
+    def test() -> dict[str, float]:
+        return evaluate(opts, sender, receiver, loaders["test"], opts.device, wrapper_temperature(opts, game))
+
+    def expected_success(device: torch.device) -> dict[str, torch.Tensor]:
+        # exact where training sums over the same messages; of sampling methods the estimate that they train with
+        temperature = wrapper_temperature(opts, game)
+        if method.trained_messages(opts) == "expected":
+            figures = play_exactly(opts, sender, receiver, loaders["validation"], device, temperature)
+            return {"acc_expected": figures["acc_expected"]}
+        played = play_sampled(sender, receiver, method.one_hot, loaders["validation"], device, temperature)
+        return {"acc_expected": played}
+
+    return game, test, expected_success
+
+
+def _of_several_symbols(
+    opts: argparse.Namespace, n_features: int, loaders: dict[str, data.GameLoader]
+) -> tuple[nn.Module, Callable[[], dict[str, float]], ExpectedSuccess | None]:
+    """The game, its test, and the metrics that its validation adds, None where messages are sampled."""
+    game = build_sequence_game(opts, n_features)
+
+    def test() -> dict[str, float]:
+        return evaluate_sequences(opts, game, loaders["test"], opts.device)
+
+    def expected_success(device: torch.device) -> dict[str, torch.Tensor]:
+        return {"acc_expected": sequences.play(game, loaders["validation"], device, "expected")["acc"]}
+
+    return game, test, expected_success if SEQUENCE_METHODS[opts.mode].sums else None
 
 
 def main(params: list[str]) -> dict[str, Any] | None:
@@ -247,12 +343,11 @@ def main(params: list[str]) -> dict[str, Any] | None:
         print(f"# {PROG} on {host.describe()}, {opts.device}", flush=True)
     images = data.load(opts.data, opts.root, opts.data_root, bool(opts.same), opts.pixels == "standard")
     loaders = build_loaders(opts, images)
-    sender, receiver = build_agents(opts, images.n_features)
-    game = build_game(opts, sender, receiver)
+    parts = _of_one_symbol if opts.max_len == 1 else _of_several_symbols
+    game, test, expected_success = parts(opts, images.n_features, loaders)
     resume.load_for_evaluation(opts, game)
-    run = None if opts.evaluate else train(opts, game, loaders, sender, receiver)
-    temperature = wrapper_temperature(opts, game)
-    results = evaluate(opts, sender, receiver, loaders["test"], opts.device, temperature) if leader else None
+    run = None if opts.evaluate else train(opts, game, loaders, expected_success)
+    results = test() if leader else None
     if run and results:
         run.draw_curves(_panels(opts), results)
     return training.finish(opts, results, started, run)
@@ -262,25 +357,19 @@ def train(
     opts: argparse.Namespace,
     game: nn.Module,
     loaders: dict[str, data.GameLoader],
-    sender: nn.Module,
-    receiver: Receiver,
+    expected_success: ExpectedSuccess | None,
 ) -> training.Run | None:
-    """Trains the game, and fills the run folder."""
-    method = METHODS[opts.mode]
+    """Trains the game, and fills the run folder.
 
-    def expected_success(device: torch.device) -> dict[str, torch.Tensor]:
-        # exact where training sums over the same messages; of sampling methods the estimate that they train with
-        temperature = wrapper_temperature(opts, game)
-        if method.trained_messages(opts) == "expected":
-            figures = play_exactly(opts, sender, receiver, loaders["validation"], device, temperature)
-            return {"acc_expected": figures["acc_expected"]}
-        played = play_sampled(sender, receiver, method.one_hot, loaders["validation"], device, temperature)
-        return {"acc_expected": played}
-
-    callbacks = [
-        training.ValidationAsTrained(expected_success),
-        *method.callbacks(opts, game.sender, opts.batches_per_epoch),
-    ]
+    Args:
+        opts: all options.
+        game: the game to train.
+        loaders: the batches of training, validation and test.
+        expected_success: the function that returns ``acc_expected`` of each validation game, if it is to be reported.
+    """
+    callbacks = methods_of(opts)[opts.mode].callbacks(opts, game.sender, opts.batches_per_epoch)
+    if expected_success is not None:
+        callbacks.insert(0, training.ValidationAsTrained(expected_success))
     return training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", callbacks)
 
 
@@ -299,6 +388,6 @@ def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
     )
     return [
         plots.Panel(f"success among {opts.game_size} (share of games)", success, 1 / opts.game_size),
-        plots.compared("support (symbols)", "support", "support"),
+        plots.compared(f"support ({'messages' if opts.max_len > 1 else 'symbols'})", "support", "support"),
         plots.compared("entropy of the sender (nats)", "sender_entropy"),
     ]

@@ -17,7 +17,8 @@ from egg_sparse.zoo import checkpoints
 from egg_sparse.zoo.cli import run
 from egg_sparse.zoo.compo_vs_generalization import data, language, train
 from egg_sparse.zoo.compo_vs_generalization.games import build_game, reconstruction_loss
-from egg_sparse.zoo.compo_vs_generalization.train import PROG, build_loaders, main, parse_options, play
+from egg_sparse.zoo.compo_vs_generalization.train import PROG, build_loaders, main, parse_options
+from egg_sparse.zoo.sequences import play
 
 SMALL = [
     "--n_values=4", "--vocab_size=5", "--max_len=2", "--data_scaler=2", "--n_epochs=2", "--batch_size=8",
