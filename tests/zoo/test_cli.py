@@ -198,7 +198,7 @@ class TestAbbreviations:
     def test_as_the_user_types_them(self, entry, capsys):
         opts = train_of(entry).parse_options(["--n_ep", "3", "--vocab", "32", "--rand", "7", "--max_l=2", "--no_c"])
         assert (opts.n_epochs, opts.vocab_size, opts.random_seed, opts.max_len) == (3, 32, 7, 2)
-        reads_it = entry == "compo_vs_generalization"
+        reads_it = entry in ("compo_vs_generalization", "signal_game")
         assert ("warning: --max_len has no effect" in capsys.readouterr().err) != reads_it
 
     def test_of_options_that_exclude_others(self, capsys, tmp_path):

@@ -32,7 +32,7 @@ def loss_nll(
 def loss_nll_and_report(*args: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """:func:`loss_nll`, which it also reports as ``nll``."""
     nll, aux = loss_nll(*args)
-    return nll, {**aux, "nll": nll}
+    return nll, {**aux, "nll": nll.detach()}
 
 
 def loss_acc(

@@ -567,10 +567,12 @@ class TestRuns:
             (["--mode=gs", "--normalizer=softmax", "--entropy_coeff=1"], ["entropy_coeff", "normalizer"]),
             (["--mode=sfe", "--temperature_decay=1", "--root=x"], ["root", "temperature_decay"]),
             (
-                ["--mode=marg", "--baseline_type=none", "--loss_type=acc", "--max_len=3"],
-                ["baseline_type", "loss_type", "max_len"],
+                ["--mode=marg", "--baseline_type=none", "--loss_type=acc", "--cell=rnn", "--length_cost=1"],
+                ["baseline_type", "cell", "length_cost", "loss_type"],
             ),
             (["--mode=sfe", "--baseline_type=none"], []),
+            (["--mode=sfe", "--max_len=2", "--cell=rnn", "--length_cost=1", "--tau_s=3"], ["temperature"]),
+            (["--mode=marg", "--max_len=2", "--max_support=3", "--tau_s=3"], []),
             (["--data=npz", "--root=a.npz", "--pixels=brightness"], ["pixels"]),
         ],
     )
@@ -587,6 +589,82 @@ class TestRuns:
         for name in ("lr", "n_epochs", "batch_size", "vocab_size", "game_size"):
             said = re.search(rf"--{name} [NX] .*?\(default: ([^)]*)\)", text)
             assert float(said[1]) == defaults[name]
+
+
+SEQUENCE_MODES = {
+    "sfe": ["--mode=sfe"],
+    "sfe transformer": ["--mode=sfe", "--cell=transformer", "--baseline_type=none", "--length_cost=0.1"],
+    "gs": ["--mode=gs", "--temperature_update_freq=2", "--temperature_decay=0.1"],
+    "gs lstm": ["--mode=gs", "--cell=lstm", "--straight_through", "--sender=paper"],
+}
+
+
+@pytest.mark.usefixtures("few_test_games")
+class TestSeveralSymbols:
+    PARAMS = (*SMALL, "--vocab_size=5", "--max_len=2", "--embedding_size=8", "--hidden_size=8", "--no_cuda")
+
+    @pytest.mark.parametrize("mode", SEQUENCE_MODES)
+    def test_every_mode(self, mode, tmp_path, capsys):
+        final = main([*self.PARAMS, *SEQUENCE_MODES[mode], "--out=run", "--random_seed=3"])
+        out, err = capsys.readouterr()
+        assert json.loads(out.splitlines()[-1]) == final
+        of_sums = {"acc_expected", "support", "exact"} if "marg" in mode else set()
+        assert set(final) == of_sums | {
+            "mode", "acc", "loss", "length", "messages_used", "receiver_calls", "seconds", "host", "device",
+        }  # fmt: skip
+        assert "warning" not in err
+        assert 0 <= final["length"] <= 2
+        metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+        assert [line["mode"] for line in metrics] == ["train", "validation"] * 2
+        assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+        again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--no_cuda"])
+        assert {**again, "seconds": 0} == {**final, "seconds": 0}
+
+    @pytest.mark.parametrize("mode", ["sfe", "gs"])
+    def test_a_resumed_run_equals_the_whole_one(self, mode, tmp_path):
+        options = [*self.PARAMS, *SEQUENCE_MODES[mode], "--random_seed=3", "--lr_schedule=constant"]
+        main([*options, "--n_epochs=3", "--out=whole"])
+        main([*options, "--n_epochs=2", "--out=cut"])
+        main(["--resume=cut", "--n_epochs=3", "--no_cuda"])
+        assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "cut/metrics.jsonl").read_text()
+
+    @pytest.mark.parametrize("mode", ["sfe", "gs"])
+    def test_test_equals_playing_one_game_after_the_other(self, mode):
+        opts = parse_options([*self.PARAMS, *SEQUENCE_MODES[mode]])
+        images = data.load("digits", None, "data", False)
+        game, loader = train.build_sequence_game(opts, images.n_features), train.build_loaders(opts, images)["test"]
+        with torch.no_grad():
+            for parameter in game.parameters():
+                parameter.mul_(2)
+        found = train.evaluate_sequences(opts, game, loader, torch.device("cpu"))
+        game.eval()
+        right, losses, messages = [], [], []
+        with torch.no_grad():
+            for sender_input, labels, receiver_input in loader:
+                for image, label, candidates in zip(sender_input, labels, receiver_input, strict=True):
+                    message = game.sender(image[None])
+                    symbols = (message.argmax(-1) if mode == "gs" else message[0])[0].tolist()
+                    end = symbols.index(0)
+                    if mode == "gs":
+                        output = game.receiver(message, candidates[None])[0, end]
+                    else:
+                        output = game.receiver(message[0], candidates[None])[0][0]
+                    right.append(float(output.argmax() == label))
+                    losses.append(-float(output[label]))
+                    messages.append(tuple(symbols[:end]))
+        assert len(right) == 64
+        assert found["acc"] == pytest.approx(sum(right) / 64)
+        assert found["loss"] == pytest.approx(sum(losses) / 64, rel=1e-5)
+        assert found["length"] == pytest.approx(sum(map(len, messages)) / 64)
+        assert found["messages_used"] == len(set(messages))
+
+    def test_images_come_batch_first(self):
+        images = data.load("digits", None, "data", False).train
+        loaders_ = [data.GameLoader(images, 3, 8, 2, seed=1, batch_first=first) for first in (False, True)]
+        for one, other in zip(*loaders_, strict=True):
+            assert torch.equal(one[0].transpose(0, 1), other[0])
+            assert torch.equal(one[1], other[1])
+            assert torch.equal(one[2].transpose(0, 1), other[2])
 
 
 class TestCommand:
@@ -679,6 +757,13 @@ class TestCommand:
             (["--optimizer=rmsprop"], "--optimizer.*'rmsprop'"),
             (["--latent_size=3", "--vocab_size=4"], "--latent_size.* --vocab_size.* 3 .*4"),
             (["--evaluate"], "--evaluate.* --load_from_checkpoint"),
+            (["--max_len=2", "--mode=nvil"], "--max_len.* nvil.*got 2"),
+            (["--max_len=2", "--mode=sumsample"], "--max_len.* sumsample.*got 2"),
+            (["--max_len=2", "--mode=sfe", "--baseline_type=sample"], "--baseline_type.*got sample"),
+            (["--max_len=2", "--mode=sfe", "--loss_type=acc"], "--loss_type.*got acc"),
+            (["--max_len=2", "--mode=gs", "--cell=transformer"], "--cell.* gs.*got transformer"),
+            (["--max_len=2", "--cell=transformer", "--embedding_size=6"], "--embedding_size.* 4 .*got 6"),
+            (["--max_len=0"], "--max_len.*'0'"),
         ],
     )
     def test_wrong_options(self, refuses, params, sentence):
