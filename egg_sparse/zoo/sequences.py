@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import egg_sparse
-from egg_sparse import host
+from egg_sparse import RnnSenderSparsemax, SenderReceiverRnnMarg, TransformerSenderSparsemax, host
 
 core = host.core
 
@@ -67,8 +66,22 @@ class SequenceParts:
     options: Mapping[str, Any]
 
 
+def own_metrics(loss: torch.Tensor, interaction: Any) -> tuple[torch.Tensor, Any]:
+    """What a game of EGG's returns, with the metrics of this package's games.
+
+    ``length`` is the number of symbols before the end symbol, which EGG counts, too. The metrics have no graph: an
+    epoch's Interactions would keep the graph of every step.
+    """
+    metrics = {name: value.detach() for name, value in interaction.aux.items()}
+    interaction.aux = {**metrics, "length": metrics["length"] - 1}
+    return loss, interaction
+
+
 class ReinforceGame(host.core.SenderReceiverRnnReinforce):
-    """EGG's game, with its running-mean baselines in the checkpoint, so that a resumed run has them."""
+    """EGG's game with the metrics of :func:`own_metrics`.
+
+    Its running-mean baselines are in the checkpoint, so that a resumed run has them.
+    """
 
     _STATE = ("mean_baseline", "n_points")
 
@@ -78,6 +91,9 @@ class ReinforceGame(host.core.SenderReceiverRnnReinforce):
             key: {name: getattr(each, name) for name in self._STATE if hasattr(each, name)} for key, each in baselines
         }
 
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        return own_metrics(*super().forward(*args, **kwargs))
+
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for key, values in state.items():
             for name, value in values.items():
@@ -85,12 +101,10 @@ class ReinforceGame(host.core.SenderReceiverRnnReinforce):
 
 
 class GumbelGame(host.core.SenderReceiverRnnGS):
-    """EGG's game, whose metrics would keep the graph of every step of an epoch, without their graphs."""
+    """EGG's game, with the metrics of :func:`own_metrics`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        loss, interaction = super().forward(*args, **kwargs)
-        interaction.aux = {name: value.detach() for name, value in interaction.aux.items()}
-        return loss, interaction
+        return own_metrics(*super().forward(*args, **kwargs))
 
 
 class _EncoderAttention(nn.MultiheadAttention):
@@ -112,7 +126,7 @@ def _sizes(coder: Coder, parts: SequenceParts) -> dict[str, Any]:
 
 def reinforce_sender(parts: SequenceParts) -> nn.Module:
     """EGG's sender that samples messages."""
-    sizes = {**_sizes(parts.writer, parts), "max_len": parts.max_len}
+    sizes: dict[str, Any] = {**_sizes(parts.writer, parts), "max_len": parts.max_len}
     if parts.writer.cell != "transformer":
         return core.RnnSenderReinforce(parts.sender, **sizes, cell=parts.writer.cell)
     sender = core.TransformerSenderReinforce(parts.sender, **sizes, num_heads=parts.writer.heads)
@@ -134,27 +148,25 @@ def reading_receiver(parts: SequenceParts) -> nn.Module:
     return core.TransformerReceiverDeterministic(parts.receiver, **sizes, **more)
 
 
-def exact_sender(parts: SequenceParts, normalizer: Any, max_support: int, seed: int, **control: Any) -> nn.Module:
+def exact_sender(parts: SequenceParts, normalizer: Any, max_support: int, temperature: float) -> nn.Module:
     """The sender that returns the distribution over messages.
 
     Args:
         parts: the parts of the game.
         normalizer: the normalizer of the scores, as :class:`egg_sparse.RnnSenderSparsemax` takes it.
         max_support: the largest number of messages per example.
-        seed: the seed of the resampling of larger supports.
-        control: the temperature, or support control.
+        temperature: the divisor of the scores.
     """
-    sizes = {"embed_dim": parts.writer.embedding, "hidden_size": parts.writer.hidden, "max_len": parts.max_len}
-    sizes |= {"vocab_size": parts.vocab_size, "num_layers": parts.writer.layers}
-    control |= {"normalizer": normalizer, "max_support": max_support, "seed": seed}
+    sizes: dict[str, Any] = {**_sizes(parts.writer, parts), "max_len": parts.max_len}
+    options: dict[str, Any] = {"normalizer": normalizer, "max_support": max_support, "temperature": temperature}
     if parts.writer.cell != "transformer":
-        return egg_sparse.RnnSenderSparsemax(parts.sender, **sizes, cell=parts.writer.cell, **control)
-    return egg_sparse.TransformerSenderSparsemax(parts.sender, **sizes, num_heads=parts.writer.heads, **control)
+        return RnnSenderSparsemax(parts.sender, **sizes, cell=parts.writer.cell, **options)
+    return TransformerSenderSparsemax(parts.sender, **sizes, num_heads=parts.writer.heads, **options)
 
 
 def exact_game(parts: SequenceParts, sender: nn.Module, entropy_coeff: float, length_cost: float) -> nn.Module:
     """The game that sums the loss over the sender's messages."""
-    return egg_sparse.SenderReceiverRnnMarg(
+    return SenderReceiverRnnMarg(
         sender,
         reading_receiver(parts),
         parts.loss,

@@ -46,9 +46,8 @@ BASELINES = {
 
 
 def _exact_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.Module:
-    control: dict[str, Any] = methods.wrapper_options(opts)
     normalizer = methods.alpha_of(opts.normalizer)
-    sender = sequences.exact_sender(parts, normalizer, opts.max_support, opts.random_seed, **control)
+    sender = sequences.exact_sender(parts, normalizer, opts.max_support, opts.temperature)
     return sequences.exact_game(parts, sender, opts.sender_entropy_coeff, opts.length_cost)
 
 
@@ -66,6 +65,7 @@ METHODS = {
         methods.MARG,
         build=_exact_game,
         normalizer="entmax15",
+        controls_support=False,
         options=("normalizer", "max_support", "temperature", "sender_entropy_coeff"),
     ),
     "rf": Method("REINFORCE", _reinforce_game, options=("baseline", "sender_entropy_coeff")),

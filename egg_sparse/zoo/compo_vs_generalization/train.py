@@ -33,8 +33,8 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "max_support": {"default": 16, "help": "messages per object; larger supports are resampled without bias"},
     "temperature": {
         "type": number(float, above=0),
-        "help": "divisor of the sender's scores (marg; default: chosen by support control, with softmax 1), or "
-        "temperature of the relaxation (gs; default: 1)",
+        "default": 1.0,
+        "help": "divisor of the sender's scores in marg, temperature of the relaxation in gs",
     },
     "sender_entropy_coeff": {
         "type": number(float, at_least=0),
@@ -196,5 +196,5 @@ def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
         plots.Panel("objects with all attributes right (share)", whole, opts.n_values**-opts.n_attributes),
         plots.Panel("attributes that are right (share)", attributes, 1 / opts.n_values),
         plots.compared("support (messages)", "support", "support"),
-        plots.compared("length (symbols, with the end)", "length"),
+        plots.compared("length (symbols before the end)", "length"),
     ]

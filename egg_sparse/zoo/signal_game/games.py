@@ -108,9 +108,8 @@ METHODS = {
 
 
 def _exact_sequence_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.Module:
-    control = methods.wrapper_options(opts)
     normalizer = methods.alpha_of(opts.normalizer)
-    sender = sequences.exact_sender(parts, normalizer, opts.max_support, opts.random_seed, **control)
+    sender = sequences.exact_sender(parts, normalizer, opts.max_support, opts.temperature)
     return sequences.exact_game(parts, sender, opts.entropy_coeff, opts.length_cost)
 
 
@@ -124,7 +123,7 @@ def _gumbel_sequence_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.
 
 
 SEQUENCE_METHODS = {
-    "marg": _reading(METHODS["marg"], "max_support", build=_exact_sequence_game),
+    "marg": _reading(METHODS["marg"], "max_support", build=_exact_sequence_game, controls_support=False),
     "sfe": replace(METHODS["sfe"], build=_reinforce_sequence_game),
     "gs": replace(METHODS["gs"], build=_gumbel_sequence_game),
 }

@@ -118,7 +118,7 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     else:
         parser.warn_unused(["cell", "length_cost"], "with --max_len 1")
     methods.warn_unused(parser, opts, methods_of(opts), DATA_OPTIONS)
-    methods.complete(opts, METHODS[opts.mode], TEMPERATURE)
+    methods.complete(opts, methods_of(opts)[opts.mode], TEMPERATURE if opts.max_len == 1 else 1.0)
     if opts.entropy_coeff is None:
         opts.entropy_coeff = ENTROPY_COEFF if opts.temperature is not None else 0.0
     return opts

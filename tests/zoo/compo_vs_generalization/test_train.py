@@ -1,11 +1,13 @@
 """Compositionality and generalization: objects, agents, statistics, and runs of every mode and cell."""
 
+import functools
 import itertools
 import json
 import math
 import re
 from collections import Counter
 
+import entmax
 import pytest
 import torch
 from hypothesis import given, settings
@@ -180,6 +182,13 @@ class TestLanguage:
 
 
 MODES = {
+    "marg": ["--mode=marg"],
+    "marg sparsemax rnn lstm": ["--normalizer=sparsemax", "--sender_cell=rnn", "--receiver_cell=lstm"],
+    "marg softmax lstm rnn": ["--normalizer=softmax", "--sender_cell=lstm", "--receiver_cell=rnn"],
+    "marg 1.3 transformer": ["--normalizer=1.3", "--sender_cell=transformer", "--receiver_cell=transformer"],
+    "marg bounded": ["--max_support=2", "--temperature=2", "--length_cost=0.1"],
+    "marg layers": ["--sender_num_layers=2", "--receiver_num_layers=2"],
+    "marg values": ["--mode=marg", "--split=values"],
     "rf": ["--mode=rf"],
     "rf lstm rnn": ["--mode=rf", "--sender_cell=lstm", "--receiver_cell=rnn", "--baseline=builtin"],
     "rf transformer": ["--mode=rf", "--sender_cell=transformer", "--receiver_cell=transformer", "--baseline=no"],
@@ -205,7 +214,7 @@ def game_of(*params):
 
 
 class TestEvaluation:
-    @pytest.mark.parametrize("mode", ["rf", "gs", "rf transformer"])
+    @pytest.mark.parametrize("mode", ["marg", "rf", "gs", "rf transformer"])
     def test_equals_playing_one_object_after_the_other(self, mode):
         opts, game, split, loaders = game_of(*MODES[mode], "--split=values")
         with torch.no_grad():
@@ -233,6 +242,48 @@ class TestEvaluation:
             assert found[f"acc_or_{part}"] == pytest.approx(sum(sum(r) / len(r) for r in right) / len(right))
             if part == "train":
                 assert found["messages_used"] == len(messages)
+
+    @pytest.mark.parametrize(
+        ("normalizer", "normalize"),
+        [
+            ("sparsemax", entmax.sparsemax),
+            ("1.3", functools.partial(entmax.entmax_bisect, alpha=1.3)),
+            ("softmax", torch.softmax),
+        ],
+    )
+    def test_expected_success_equals_brute_force(self, normalizer, normalize):
+        """Over all messages of up to two symbols."""
+        opts, game, split, loaders = game_of(f"--normalizer={normalizer}", "--max_support=100", "--temperature=0.5")
+        with torch.no_grad():
+            for parameter in game.parameters():
+                parameter.mul_(3)
+        found = train.evaluate(opts, game, loaders, split)
+        sender, receiver = game.eval().sender, game.receiver
+        inputs = torch.nn.functional.one_hot(split.train, 4).flatten(1).float()
+        right, support = torch.zeros(len(inputs)), torch.zeros(len(inputs))
+
+        def probs_after(prefix):
+            state, symbols = sender.agent(inputs), sender.sos_embedding.expand(len(inputs), -1)
+            for symbol in (*prefix, None):
+                state = sender.cells[0](symbols, state)
+                if symbol is not None:
+                    symbols = sender.embedding.weight[symbol].expand(len(inputs), -1)
+            return normalize(sender.hidden_to_output(state) / 0.5, dim=1)
+
+        with torch.no_grad():
+            for message in [(), *((i,) for i in range(1, 5)), *itertools.product(range(1, 5), repeat=2)]:
+                p = torch.ones(len(inputs))
+                for i in range(2):
+                    if i <= len(message):
+                        p = p * probs_after(message[:i])[:, message[i] if i < len(message) else 0]
+                padded = torch.tensor([[*message, *[0] * (3 - len(message))]]).expand(len(inputs), -1)
+                output = receiver(padded)[0].unflatten(1, (2, 4)).argmax(2)
+                right += p * (output == split.train).all(1)
+                support += p > 0
+        assert found["acc_expected_train"] == pytest.approx(float(right.mean()), abs=1e-5)
+        assert found["support"] == pytest.approx(float(support.mean()))
+        assert found["exact"] == 1
+        assert (found["support"] == 21) == (normalizer == "softmax")
 
     def test_random_numbers_are_left_as_they_were(self):
         _, game, _, loaders = game_of("--mode=gs")
@@ -263,12 +314,17 @@ class TestRuns:
         assert metrics[-1]["acc"] == pytest.approx(final["acc_unseen"])
         assert metrics[-1]["acc_or"] == pytest.approx(final["acc_or_unseen"])
         assert {"acc", "acc_or", "length", "loss"} <= set(metrics[0])
+        if sums:
+            assert metrics[-1]["acc_expected"] == pytest.approx(final["acc_expected_unseen"])
+            assert 1 <= final["support"] <= (2 if "bounded" in mode else 16)
+            assert 0 <= final["exact"] <= 1
+            assert final["receiver_calls"] >= final["support"]
         assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads((tmp_path / "run/results.json").read_text()) == final
         again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--no_cuda"])
         assert {**again, "seconds": 0} == {**final, "seconds": 0}
 
-    @pytest.mark.parametrize("mode", ["rf", "rf transformer", "gs"])
+    @pytest.mark.parametrize("mode", ["marg", "marg bounded", "rf", "rf transformer", "gs"])
     def test_a_resumed_run_equals_the_whole_one(self, mode, tmp_path):
         options = [*SMALL, *MODES[mode], "--n_epochs=3"]
         main([*options, "--out=whole"])

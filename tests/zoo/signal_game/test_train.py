@@ -592,6 +592,8 @@ class TestRuns:
 
 
 SEQUENCE_MODES = {
+    "marg": ["--mode=marg"],
+    "marg transformer": ["--mode=marg", "--cell=transformer", "--normalizer=softmax", "--max_support=3"],
     "sfe": ["--mode=sfe"],
     "sfe transformer": ["--mode=sfe", "--cell=transformer", "--baseline_type=none", "--length_cost=0.1"],
     "gs": ["--mode=gs", "--temperature_update_freq=2", "--temperature_decay=0.1"],
@@ -620,7 +622,7 @@ class TestSeveralSymbols:
         again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--no_cuda"])
         assert {**again, "seconds": 0} == {**final, "seconds": 0}
 
-    @pytest.mark.parametrize("mode", ["sfe", "gs"])
+    @pytest.mark.parametrize("mode", ["marg transformer", "sfe", "gs"])
     def test_a_resumed_run_equals_the_whole_one(self, mode, tmp_path):
         options = [*self.PARAMS, *SEQUENCE_MODES[mode], "--random_seed=3", "--lr_schedule=constant"]
         main([*options, "--n_epochs=3", "--out=whole"])
@@ -628,7 +630,7 @@ class TestSeveralSymbols:
         main(["--resume=cut", "--n_epochs=3", "--no_cuda"])
         assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "cut/metrics.jsonl").read_text()
 
-    @pytest.mark.parametrize("mode", ["sfe", "gs"])
+    @pytest.mark.parametrize("mode", ["marg", "sfe", "gs"])
     def test_test_equals_playing_one_game_after_the_other(self, mode):
         opts = parse_options([*self.PARAMS, *SEQUENCE_MODES[mode]])
         images = data.load("digits", None, "data", False)
@@ -654,7 +656,8 @@ class TestSeveralSymbols:
                     messages.append(tuple(symbols[:end]))
         assert len(right) == 64
         assert found["acc"] == pytest.approx(sum(right) / 64)
-        assert found["loss"] == pytest.approx(sum(losses) / 64, rel=1e-5)
+        if mode != "marg":  # whose loss is the expected one
+            assert found["loss"] == pytest.approx(sum(losses) / 64, rel=1e-5)
         assert found["length"] == pytest.approx(sum(map(len, messages)) / 64)
         assert found["messages_used"] == len(set(messages))
 
