@@ -82,7 +82,7 @@ def controls_support(opts: Options, method: Method) -> bool:
     return method.controls_support and getattr(opts, "normalizer", "") != "softmax" and not fixed
 
 
-def _wrapper_options(opts: Options) -> dict[str, Any]:
+def wrapper_options(opts: Options) -> dict[str, Any]:
     """The temperature of a sender that sums over messages, or support control where the temperature is None."""
     return {} if opts.temperature is None else {"temperature": opts.temperature, "support": None}
 
@@ -124,17 +124,17 @@ def alpha_of(normalizer: str) -> Any:
 
 
 def _sparsemax_game(opts: Options, parts: GameParts, max_support: int | None = None) -> nn.Module:
-    sender = SparsemaxWrapper(parts.sender, alpha_of(opts.normalizer), **_wrapper_options(opts))
+    sender = SparsemaxWrapper(parts.sender, alpha_of(opts.normalizer), **wrapper_options(opts))
     return _summing_game(sender, opts, parts, max_support)
 
 
 def _sparsemap_game(opts: Options, parts: GameParts) -> nn.Module:
-    sender = SparseMAPBitVectorWrapper(parts.sender, opts.budget, opts.decomposition, **_wrapper_options(opts))
+    sender = SparseMAPBitVectorWrapper(parts.sender, opts.budget, opts.decomposition, **wrapper_options(opts))
     return _summing_game(sender, opts, parts, opts.max_support)
 
 
 def _topk_sparsemax_game(opts: Options, parts: GameParts) -> nn.Module:
-    sender = TopKSparsemaxWrapper(parts.sender, opts.topksparse, **_wrapper_options(opts))
+    sender = TopKSparsemaxWrapper(parts.sender, opts.topksparse, **wrapper_options(opts))
     return _summing_game(sender, opts, parts, opts.max_support)
 
 

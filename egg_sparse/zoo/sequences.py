@@ -148,17 +148,17 @@ def reading_receiver(parts: SequenceParts) -> nn.Module:
     return core.TransformerReceiverDeterministic(parts.receiver, **sizes, **more)
 
 
-def exact_sender(parts: SequenceParts, normalizer: Any, max_support: int, temperature: float) -> nn.Module:
+def exact_sender(parts: SequenceParts, normalizer: Any, max_support: int, **control: Any) -> nn.Module:
     """The sender that returns the distribution over messages.
 
     Args:
         parts: the parts of the game.
         normalizer: the normalizer of the scores, as :class:`egg_sparse.RnnSenderSparsemax` takes it.
         max_support: the largest number of messages per example.
-        temperature: the divisor of the scores.
+        control: the fixed temperature; nothing for support control.
     """
     sizes: dict[str, Any] = {**_sizes(parts.writer, parts), "max_len": parts.max_len}
-    options: dict[str, Any] = {"normalizer": normalizer, "max_support": max_support, "temperature": temperature}
+    options: dict[str, Any] = {"normalizer": normalizer, "max_support": max_support, **control}
     if parts.writer.cell != "transformer":
         return RnnSenderSparsemax(parts.sender, **sizes, cell=parts.writer.cell, **options)
     return TransformerSenderSparsemax(parts.sender, **sizes, num_heads=parts.writer.heads, **options)

@@ -47,7 +47,7 @@ BASELINES = {
 
 def _exact_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.Module:
     normalizer = methods.alpha_of(opts.normalizer)
-    sender = sequences.exact_sender(parts, normalizer, opts.max_support, opts.temperature)
+    sender = sequences.exact_sender(parts, normalizer, opts.max_support, **methods.wrapper_options(opts))
     return sequences.exact_game(parts, sender, opts.sender_entropy_coeff, opts.length_cost)
 
 
@@ -65,7 +65,6 @@ METHODS = {
         methods.MARG,
         build=_exact_game,
         normalizer="entmax15",
-        controls_support=False,
         options=("normalizer", "max_support", "temperature", "sender_entropy_coeff"),
     ),
     "rf": Method("REINFORCE", _reinforce_game, options=("baseline", "sender_entropy_coeff")),

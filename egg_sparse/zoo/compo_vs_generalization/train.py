@@ -33,8 +33,8 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "max_support": {"default": 16, "help": "messages per object; larger supports are resampled without bias"},
     "temperature": {
         "type": number(float, above=0),
-        "default": 1.0,
-        "help": "divisor of the sender's scores in marg, temperature of the relaxation in gs",
+        "help": "divisor of the sender's scores (marg; default: chosen by support control, with softmax 1), or "
+        "temperature of the relaxation (gs; default: 1)",
     },
     "sender_entropy_coeff": {
         "type": number(float, at_least=0),

@@ -109,7 +109,7 @@ METHODS = {
 
 def _exact_sequence_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.Module:
     normalizer = methods.alpha_of(opts.normalizer)
-    sender = sequences.exact_sender(parts, normalizer, opts.max_support, opts.temperature)
+    sender = sequences.exact_sender(parts, normalizer, opts.max_support, **methods.wrapper_options(opts))
     return sequences.exact_game(parts, sender, opts.entropy_coeff, opts.length_cost)
 
 
@@ -123,7 +123,7 @@ def _gumbel_sequence_game(opts: argparse.Namespace, parts: SequenceParts) -> nn.
 
 
 SEQUENCE_METHODS = {
-    "marg": _reading(METHODS["marg"], "max_support", build=_exact_sequence_game, controls_support=False),
+    "marg": _reading(METHODS["marg"], "max_support", build=_exact_sequence_game),
     "sfe": replace(METHODS["sfe"], build=_reinforce_sequence_game),
     "gs": replace(METHODS["gs"], build=_gumbel_sequence_game),
 }
