@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from egg_sparse.games.base import Option, check_number
 from egg_sparse.games.calls import Batch, ReceiverCall, Strategy
 from egg_sparse.games.marginal import Coupled, Evaluation, MarginalGame
 from egg_sparse.games.sequence_receivers import output_at_end, reads_plainly, shared_prefixes
+from egg_sparse.games.snapshot import Snapshot
 
 _DETERMINISTIC_RECEIVERS = ("RnnReceiverDeterministic", "TransformerReceiverDeterministic")
 
@@ -36,6 +37,16 @@ class SequenceCall(ReceiverCall):
     takes_lengths: bool = False
     reads_one_hot: bool = False
     is_deterministic: bool = False
+
+    def received(self, message: torch.Tensor) -> Any:
+        if not self.is_first:
+            return super().received(message)
+        # a call of its own for the check, so that the first step of a resumed run is computed like any other
+        snapshot = Snapshot(self.agents, message.device)
+        with torch.no_grad():
+            super().received(message)
+        snapshot.restore()
+        return replace(self, is_first=False).received(message)
 
     def _call_receiver(self, message: torch.Tensor) -> Any:
         inputs = (self.batch.receiver_input, self.batch.aux_input)
