@@ -82,7 +82,8 @@ def bosdis(attributes: torch.Tensor, messages: torch.Tensor, vocab_size: int) ->
 
     Source: see :func:`posdis`.
     """
-    return _information_gap(attributes, F.one_hot(messages, vocab_size).sum(1)[:, 1:])
+    counts = F.one_hot(messages, vocab_size).sum(1)[:, 1:]
+    return _information_gap(attributes, counts) if vocab_size > 1 else None
 
 
 def topographic_similarity(attributes: torch.Tensor, messages: torch.Tensor) -> float | None:

@@ -365,6 +365,19 @@ class TestRuns:
         assert loss.requires_grad
         assert not any(value.requires_grad for value in played.aux.values())
 
+    @pytest.mark.parametrize("mode", ["marg", "rf", "gs"])
+    @pytest.mark.parametrize("sizes", [["--vocab_size=1"], ["--max_len=1"], ["--n_attributes=3", "--batch_size=1000"]])
+    def test_smallest_and_other_sizes(self, mode, sizes):
+        final = main([*SMALL, f"--mode={mode}", "--n_epochs=1", *sizes])
+        if sizes == ["--vocab_size=1"]:
+            assert final["length"] == 0
+            assert final["messages_used"] == 1
+            assert final["topsim"] is final["posdis"] is final["bosdis"] is None
+        assert final["length"] <= (1 if sizes == ["--max_len=1"] else 2)
+
+    def test_no_epochs(self):
+        assert main([*SMALL, "--n_epochs=0"])["mode"] == "final"
+
     def test_the_split_does_not_depend_on_the_seed(self):
         unseen = [game_of(f"--random_seed={seed}")[2].unseen for seed in (1, 2)]
         assert torch.equal(*unseen)
