@@ -54,7 +54,7 @@ def posdis(attributes: torch.Tensor, messages: torch.Tensor) -> float | None:
 
     Example:
         >>> attributes = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-        >>> posdis(attributes, attributes + 1)
+        >>> round(posdis(attributes, attributes + 1), 6)
         1.0
 
     Source: Chaabouni et al., "Compositionality and Generalization in Emergent Languages" (ACL 2020), section 3.
@@ -77,7 +77,7 @@ def bosdis(attributes: torch.Tensor, messages: torch.Tensor, vocab_size: int) ->
 
     Example:
         >>> attributes = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-        >>> bosdis(attributes, attributes + torch.tensor([1, 4]), vocab_size=7)
+        >>> round(bosdis(attributes, attributes + torch.tensor([1, 4]), vocab_size=7), 6)
         1.0
 
     Source: see :func:`posdis`.
