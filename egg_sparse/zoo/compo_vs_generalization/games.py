@@ -65,6 +65,7 @@ METHODS = {
         methods.MARG,
         build=_exact_game,
         normalizer="entmax15",
+        controls_support=False,
         options=("normalizer", "max_support", "temperature", "sender_entropy_coeff"),
     ),
     "rf": Method("REINFORCE", _reinforce_game, options=("baseline", "sender_entropy_coeff")),

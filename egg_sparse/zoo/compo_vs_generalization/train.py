@@ -33,8 +33,8 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "max_support": {"default": 16, "help": "messages per object; larger supports are resampled without bias"},
     "temperature": {
         "type": number(float, above=0),
-        "help": "divisor of the sender's scores (marg; default: chosen by support control, with softmax 1), or "
-        "temperature of the relaxation (gs; default: 1)",
+        "default": 1.0,
+        "help": "divisor of the sender's scores in marg, temperature of the relaxation in gs",
     },
     "sender_entropy_coeff": {
         "type": number(float, at_least=0),
@@ -50,7 +50,7 @@ def build_parser() -> ZooParser:
         prog=PROG,
         description="Two agents learn to describe objects, by exact sparse marginalization or by sampling.",
         defaults={
-            "batch_size": 64, "n_epochs": 30, "lr": 0.001, "vocab_size": 20, "max_len": 3, "checkpoint_freq": 1,
+            "batch_size": 64, "n_epochs": 20, "lr": 0.003, "vocab_size": 40, "max_len": 2, "checkpoint_freq": 1,
         },
     )  # fmt: skip
     count = number(int, at_least=1)
@@ -59,7 +59,7 @@ def build_parser() -> ZooParser:
     option("--n_values", type=number(int, at_least=2), default=20, help="values of an attribute")
     splits = "combinations of values that all occur in training, or first the value 0 of each attribute, as in EGG"
     option("--split", choices=data.SPLITS, default="combinations", help=f"what is held out: {splits}")
-    option("--hold_out", type=number(float, above=0), default=0.2, help="share of combinations held out")
+    option("--hold_out", type=number(float, above=0), default=0.1, help="share of combinations held out")
     option("--data_scaler", type=count, default=20, help="times that an epoch shows each object")
     option = parser.group["agents"].add_argument
     for agent in ("sender", "receiver"):
@@ -71,7 +71,7 @@ def build_parser() -> ZooParser:
         option(f"--{agent}_num_heads", type=count, default=4, help=heads)
     option("--length_cost", type=number(float, at_least=0), default=0.0, help="cost of a symbol of a message")
     methods.add_options(parser, METHODS, METHOD_OPTIONS)
-    training.add_run_options(parser, "compo_vs_generalization", lr_schedule="constant")
+    training.add_run_options(parser, "compo_vs_generalization")
     return parser
 
 

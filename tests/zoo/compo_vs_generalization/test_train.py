@@ -23,7 +23,7 @@ from egg_sparse.zoo.compo_vs_generalization.train import PROG, build_loaders, ma
 from egg_sparse.zoo.sequences import play
 
 SMALL = [
-    "--n_values=4", "--vocab_size=5", "--max_len=2", "--data_scaler=2", "--n_epochs=2", "--batch_size=8",
+    "--n_values=4", "--hold_out=0.2", "--vocab_size=5", "--max_len=2", "--data_scaler=2", "--n_epochs=2", "--batch_size=8",
     "--sender_hidden=8", "--receiver_hidden=8", "--sender_emb=8", "--receiver_emb=8", "--random_seed=3", "--no_cuda",
 ]  # fmt: skip
 
