@@ -1,12 +1,12 @@
 """Success of the methods in the game of objects, each at the best setting of its grid.
 
-python benchmarks/sequence_methods.py [--seeds 1,2,3,4,5] [--epochs 20] [--processes 2] [--quick] [--out FILE.json]
+python -m benchmarks.sequence_methods [--vocab_size 40 --max_len 2] [--seeds 1,2,3,4,5] [--out FILE.json] [--quick]
 
-Every method has the same number of trials, six, with the first seed: two learning rates by three entropy coefficients, or
-temperatures of Gumbel-Softmax. The best trial has the highest success on training objects, then on combinations that
-no one has seen in training; its setting is run with all seeds. REINFORCE and Gumbel-Softmax are run for as many
-steps as the exact sum, and for as many seconds: their trials have the steps that take as long. The runs are those of
-``python -m egg_sparse.zoo.compo_vs_generalization``, and the file keeps the options and results of all of them.
+Every method has the same number of trials, six, with the first seed: two learning rates by three entropy coefficients,
+or temperatures of Gumbel-Softmax. The best trial has the highest success on training objects, then on combinations that
+are not in the training data; its setting is run with all seeds. REINFORCE and Gumbel-Softmax are run for as many
+steps as the exact sum, and for about as many seconds; their trials have the steps that take as long. The runs are those
+of ``python -m egg_sparse.zoo.compo_vs_generalization``, and the file keeps the options and results of all of them.
 """
 
 import argparse
@@ -19,8 +19,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.measure import machine
 from torch import device
+
+from benchmarks.measure import machine
 
 GAME = [sys.executable, "-W", "ignore", "-m", "egg_sparse.zoo.compo_vs_generalization", "--no_cuda"]
 LEARNING_RATES = (0.001, 0.003)
@@ -59,49 +60,55 @@ def quality(run: dict[str, Any]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="1,2,3,4,5", help="the seeds of the final runs; the first is that of the trials")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of 100 steps of the exact sum")
-    parser.add_argument("--ratio", type=int, default=4, help="steps of the sampling methods in as many seconds")
+    parser.add_argument("--seeds", default="1,2,3,4,5", help="seeds of the final runs; the first is that of the trials")
+    parser.add_argument("--vocab_size", type=int, default=40, help="symbols in the vocabulary")
+    parser.add_argument("--max_len", type=int, default=2, help="symbols in the longest message")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of the exact sum")
+    parser.add_argument("--ratio", type=int, default=3, help="steps of the sampling methods in as many seconds")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
     parser.add_argument("--quick", action="store_true", help="two seeds and an epoch")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("sequence_methods.json"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("sequence_methods.json"), help="the file")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     epochs = args.epochs
     if args.quick:
         seeds, epochs = seeds[:2], 1
-    common = {"random_seed": seeds[0], "validation_freq": 0, "checkpoint_freq": 0}
+    common = {
+        "random_seed": seeds[0],
+        "validation_freq": 0,
+        "checkpoint_freq": 0,
+        "vocab_size": args.vocab_size,
+        "max_len": args.max_len,
+    }
 
-    def length(name: str, equal: str) -> int:
-        return epochs * (args.ratio if equal == "seconds" and not name.startswith("marg") else 1)
+    def in_steps(name: str, equal: str) -> dict[str, int]:
+        return {"n_epochs": epochs * (args.ratio if equal == "seconds" and not name.startswith("marg") else 1)}
 
     with ThreadPoolExecutor(args.processes) as pool:
         grid = {
-            name: [pool.submit(run, {**options, "n_epochs": length(name, "seconds")}) for options in trials(name, common)]
+            name: [pool.submit(run, {**options, **in_steps(name, "seconds")}) for options in trials(name, common)]
             for name in METHODS
         }
         found = {name: [future.result() for future in futures] for name, futures in grid.items()}
         final = {}
         for name in METHODS:
             best = max(found[name], key=quality)["options"]
-            for equal in ("steps", "seconds"):
-                if equal == "seconds" and name.startswith("marg"):
-                    continue
+            for equal in ("seconds",) if name.startswith("marg") else ("steps", "seconds"):
                 final[name, equal] = [
-                    pool.submit(run, {**best, "random_seed": seed, "n_epochs": length(name, equal)}) for seed in seeds
+                    pool.submit(run, {**best, "random_seed": seed, **in_steps(name, equal)}) for seed in seeds
                 ]
-        results = [
+        results: list[dict[str, Any]] = [
             {"method": name, "equal": equal, "runs": [future.result() for future in futures]}
             for (name, equal), futures in final.items()
         ]
     content = {"machine": machine(device("cpu")), "trials": found, "results": results}
     args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for row in results:
-        shown = []
-        for key in KEPT:
+        print(row["method"], f"equal {row['equal']}", row["runs"][0]["options"])
+        for key in (*KEPT, "seconds"):
             values = [run[key] for run in row["runs"] if run[key] is not None]
-            shown.append(f"{key} {statistics.mean(values):.3f} ± {statistics.pstdev(values):.3f}" if values else "")
-        print(row["method"], row["equal"], row["runs"][0]["options"], *filter(None, shown), sep=", ")
+            if values:
+                print(f"    {key} {statistics.mean(values):.3f} ± {statistics.pstdev(values):.3f}")
 
 
 if __name__ == "__main__":
