@@ -50,7 +50,7 @@ def build_parser() -> ZooParser:
         prog=PROG,
         description="Two agents learn to describe objects, by exact sparse marginalization or by sampling.",
         defaults={
-            "batch_size": 64, "n_epochs": 20, "lr": 0.003, "vocab_size": 40, "max_len": 2, "checkpoint_freq": 1,
+            "batch_size": 64, "n_epochs": 20, "lr": 0.003, "vocab_size": 60, "max_len": 2, "checkpoint_freq": 1,
         },
     )  # fmt: skip
     count = number(int, at_least=1)

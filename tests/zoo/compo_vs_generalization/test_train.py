@@ -23,8 +23,9 @@ from egg_sparse.zoo.compo_vs_generalization.train import PROG, build_loaders, ma
 from egg_sparse.zoo.sequences import play
 
 SMALL = [
-    "--n_values=4", "--hold_out=0.2", "--vocab_size=5", "--max_len=2", "--data_scaler=2", "--n_epochs=2", "--batch_size=8",
-    "--sender_hidden=8", "--receiver_hidden=8", "--sender_emb=8", "--receiver_emb=8", "--random_seed=3", "--no_cuda",
+    "--n_values=4", "--hold_out=0.2", "--vocab_size=5", "--max_len=2", "--data_scaler=2", "--n_epochs=2",
+    "--batch_size=8", "--sender_hidden=8", "--receiver_hidden=8", "--sender_emb=8", "--receiver_emb=8",
+    "--random_seed=3", "--no_cuda",
 ]  # fmt: skip
 
 
@@ -374,6 +375,12 @@ class TestRuns:
             assert final["messages_used"] == 1
             assert final["topsim"] is final["posdis"] is final["bosdis"] is None
         assert final["length"] <= (1 if sizes == ["--max_len=1"] else 2)
+
+    @pytest.mark.slow
+    def test_learns(self):
+        final = main(["--n_values=6", "--vocab_size=20", "--data_scaler=80", "--n_epochs=8", "--random_seed=1"])
+        assert final["acc_train"] > 0.9, "chance is 1 in 36"
+        assert final["messages_used"] >= 0.9 * 33
 
     def test_no_epochs(self):
         assert main([*SMALL, "--n_epochs=0"])["mode"] == "final"
