@@ -287,3 +287,107 @@ def test_sum_of_probabilities_of_all_symbols_is_one(weights):
     d = SparseDistribution(messages, probs)
     total = sum(d.log_prob(torch.full((len(weights),), v)).exp() for v in range(3))
     torch.testing.assert_close(total, torch.ones(len(weights), dtype=torch.float64))
+
+
+def sequences(**changes):
+    """Of two examples, the second of which has two messages and padding."""
+    messages = torch.tensor([[[1, 2, 0], [0, 0, 0]], [[0, 0, 0], [2, 0, 0]], [[1, 0, 0], [0, 0, 0]]])
+    given = {
+        "messages": messages,
+        "probs": torch.tensor([[0.5, 0.7], [0.3, 0.3], [0.2, 0.0]], dtype=torch.float64),
+        "vocab_size": 3,
+        "validate_args": True,
+        "lengths": (messages != 0).sum(2) + 1,
+    }
+    return SparseDistribution(**{**given, **changes})
+
+
+class TestSequences:
+    def test_shapes_and_values(self):
+        d = sequences()
+        assert (d.batch_shape, d.event_shape) == ((2,), (3,))
+        assert d.lengths.tolist() == [[3, 1], [1, 2], [2, 1]]
+        assert d.support_size.tolist() == [3, 2]
+        assert d.mode.tolist() == [[1, 2, 0], [0, 0, 0]]
+        assert d.mean.isnan().all()
+        torch.testing.assert_close(d.expectation(d.lengths.double()), torch.tensor([2.2, 1.3], dtype=torch.float64))
+        assert d.weights is d.probs
+        torch.testing.assert_close(d.log_probs, torch.where(d.mask, d.probs, 1).log())
+        found = d.log_prob(torch.tensor([[[1, 0, 0], [2, 0, 0]], [[2, 2, 0], [0, 0, 0]]])).exp()
+        torch.testing.assert_close(found, torch.tensor([[0.2, 0.3], [0.0, 0.7]], dtype=torch.float64))
+        assert d.log_prob(torch.tensor([0, 0, 0])).exp().tolist() == pytest.approx([0.3, 0.7])
+        assert d.support.check(d.messages).all()
+        assert not d.support.check(torch.tensor([3, 0, 0]))
+
+    def test_samples(self):
+        found = sequences().sample((2000,))
+        assert found.shape == (2000, 2, 3)
+        frequency = (found == torch.tensor([[1, 2, 0], [2, 0, 0]])).all(2).double().mean(0)
+        assert frequency.tolist() == pytest.approx([0.5, 0.3], abs=0.06)
+        assert ((found != torch.tensor([2, 0, 0])).any(2) | (torch.arange(2) == 1)).all()
+
+    def test_divergences(self):
+        p = sequences()
+        q = sequences(probs=torch.tensor([[0.6, 0.5], [0.3, 0.5], [0.1, 0.0]], dtype=torch.float64))
+        cross = [
+            -(0.5 * math.log(0.6) + 0.3 * math.log(0.3) + 0.2 * math.log(0.1)),
+            -(0.7 * math.log(0.5) + 0.3 * math.log(0.5)),
+        ]
+        assert p.cross_entropy(q).tolist() == pytest.approx(cross)
+        divergence = torch.distributions.kl_divergence(p, q)
+        torch.testing.assert_close(divergence, p.cross_entropy(q) - p.entropy())
+        with pytest.raises(ValueError, match=r"\(3,\), got \(\)"):
+            p.cross_entropy(symbols())
+
+    def test_moves_and_expands(self):
+        d = sequences(probs=sequences().probs.float())
+        d.is_exact = torch.tensor([True, False])
+        moved = d.to(torch.float64)
+        assert (moved.probs.dtype, moved.messages.dtype, moved.lengths.dtype) == (
+            torch.float64,
+            torch.long,
+            torch.long,
+        )
+        assert torch.equal(moved.is_exact, d.is_exact)
+        one = SparseDistribution(d.messages[:, :1], d.probs[:, :1], 3, lengths=d.lengths[:, :1]).expand((4,))
+        assert one.lengths.shape == one.probs.shape == (3, 4)
+        assert one.messages.shape == (3, 4, 3)
+        assert d.to("cpu").lengths.tolist() == d.lengths.tolist()
+
+    def test_padding_repeats_the_first_message(self):
+        messages = sequences().messages.clone()
+        messages[2, 1] = torch.tensor([2, 2, 0])
+        d = sequences(messages=messages, lengths=(messages != 0).sum(2) + 1)
+        assert d.messages[2, 1].tolist() == [0, 0, 0]
+        assert d.lengths[2, 1] == 1
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "match"),
+        [
+            ({"lengths": torch.tensor([[3, 1], [1, 3], [2, 1]])}, ValueError, "end with symbol 0 at position lengths"),
+            ({"lengths": torch.tensor([[4, 1], [1, 2], [2, 1]])}, ValueError, "end with symbol 0 at position lengths"),
+            ({"lengths": torch.tensor([[3, 0], [1, 2], [2, 0]])}, ValueError, "end with symbol 0 at position lengths"),
+            ({"lengths": torch.tensor([3, 1])}, ValueError, r"lengths must be.*\(3, 2\).*got.*\(2,\)"),
+            ({"lengths": torch.ones(3, 2)}, ValueError, r"lengths must be integers.*float32"),
+            ({"lengths": None}, TypeError, r"messages must be.*int64.*\(3, 2, 3\)"),
+            ({"messages": torch.zeros(3, 2, 3)}, TypeError, "messages must be.*float32"),
+            ({"messages": torch.zeros(3, 2).long()}, ValueError, r"lengths must be.*\(K, B, L\)"),
+            ({"vocab_size": 2}, ValueError, "below vocab_size, 2, got 0 to 2"),
+            (
+                {
+                    "messages": torch.tensor([[[1, 2, 0]] * 2, [[1, 2, 0]] * 2, [[1, 0, 0]] * 2]),
+                    "lengths": torch.tensor([[3, 3], [3, 3], [2, 2]]),
+                },
+                ValueError,
+                "messages must differ",
+            ),
+            (
+                {"messages": torch.tensor([[[0, 1, 0]] * 2, [[2, 0, 0]] * 2, [[0, 0, 0]] * 2])},
+                ValueError,
+                "no 0 before it",
+            ),
+        ],
+    )
+    def test_what_is_no_distribution_over_sequences(self, changes, error, match):
+        with pytest.raises(error, match=match):
+            sequences(**changes)
