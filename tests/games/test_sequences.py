@@ -1,5 +1,9 @@
 """Games of messages of several symbols: loss and gradients are those of all messages, one after the other."""
 
+import copy
+import json
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +17,7 @@ from egg_sparse import (
     SymbolGameMarg,
     host,
 )
+from egg_sparse.callbacks import MessageEntropy, SupportSchedule
 from egg_sparse.standin.util import find_lengths
 from small_sequences import (
     EMBED,
@@ -25,6 +30,7 @@ from small_sequences import (
     SENDERS,
     VOCAB,
     Agent,
+    LengthReceiver,
     Receiver,
     assert_same_gradients,
     batch_of,
@@ -530,3 +536,136 @@ class TestReceiversThatAreNotEggsOwn:
         assert "forward" not in vars(receiver.encoder)
         message = torch.tensor([[1, 2, 0, 0]])
         assert receiver(message, None, None, torch.tensor([3]))[0].shape == (1, OUTPUTS)
+
+
+def right(sender_input, message, receiver_input, receiver_output, labels, aux_input):
+    loss = nn.functional.cross_entropy(receiver_output, sender_input.argmax(1), reduction="none")
+    return loss, {"acc": (receiver_output.argmax(1) == sender_input.argmax(1)).to(loss)}
+
+
+class TestTraining:
+    """Naming one of 9 objects with up to two of three symbols."""
+
+    objects = 9
+
+    def game(self, **options):
+        torch.manual_seed(3)
+        sizes = {"vocab_size": 4, "embed_dim": 8, "hidden_size": 24}
+        sender = RnnSenderSparsemax(Agent(self.objects, 24), **sizes, max_len=2, cell="gru", **options)
+        receiver = host.core.RnnReceiverDeterministic(Agent(24, self.objects), **sizes, cell="gru")
+        return SenderReceiverRnnMarg(sender, receiver, right, length_cost=0.001)
+
+    def trainer(self, game, *arguments, callbacks=(), n_batches=10):
+        host.core.init(params=[f"--random_seed={7}", "--n_epochs=1", *arguments])
+        data = [(torch.eye(self.objects).repeat(3, 1), torch.zeros(3 * self.objects))] * n_batches
+        optimizer = torch.optim.Adam(game.parameters(), lr=0.01)
+        return host.core.Trainer(game, optimizer, data, validation_data=data[:1], callbacks=list(callbacks))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", "softmax"])
+    def test_learns(self, normalizer):
+        logged = []
+
+        class Logs(host.core.Callback):
+            def on_validation_end(self, loss, logs, epoch):
+                logged.append(logs.aux["acc"].mean())
+
+        game = self.game(normalizer=normalizer, max_support=8)
+        self.trainer(game, callbacks=[Logs()]).train(40)
+        assert logged[-1] > 0.5
+
+    def test_callbacks(self, capsys):
+        found = []
+
+        class Asks(host.core.Callback):
+            def on_validation_end(self, loss, logs, epoch):
+                message, _, _ = self.trainer.game.sender(logs.sender_input[:9], None)
+                found.append((message, logs.message[:9], logs.message_length[:9]))
+
+        game = self.game(max_support=5)
+        callbacks = [
+            Asks(),
+            MessageEntropy(print_train=True),
+            host.core.TopographicSimilarity("euclidean", "edit", is_gumbel=False),
+            SupportSchedule(game.sender, 5.0, 1.2, over=8),
+            host.core.ConsoleLogger(print_train_loss=True, as_json=True),
+        ]
+        self.trainer(game, callbacks=callbacks, n_batches=3).train(2)
+        assert len(found) == 2
+        for asked, logged, lengths in found:
+            assert torch.equal(asked, logged)
+            assert torch.equal(lengths, find_lengths(logged))
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        counts = torch.unique(found[-1][0], dim=0, return_counts=True)[1] / 9
+        entropies = [line["entropy"] for line in lines if "entropy" in line and line["mode"] == "test"]
+        assert entropies[-1] == pytest.approx(float(-(counts * counts.log2()).sum()))
+        assert any("topsim" in line for line in lines)
+        losses = [line for line in lines if "loss" in line]
+        assert {line["mode"] for line in losses} == {"train", "test"}
+        assert all(0 <= line["length"] <= 2 for line in losses)
+
+    def test_a_resumed_run_is_an_uninterrupted_one(self, tmp_path):
+        """With support control and draws of messages."""
+        states = []
+
+        class Generator(host.core.Callback):
+            def on_validation_end(self, loss, logs, epoch):
+                states.append(torch.random.get_rng_state())
+
+        uninterrupted = self.game(max_support=3)
+        saving = f"--checkpoint_dir={tmp_path}", "--checkpoint_freq=1"
+        self.trainer(uninterrupted, *saving, callbacks=[Generator()], n_batches=4).train(2)
+        resumed = self.game(max_support=3)
+        with torch.no_grad():
+            for parameter in resumed.parameters():
+                parameter.add_(1)
+        again = self.trainer(resumed, f"--load_from_checkpoint={tmp_path / '1.tar'}", n_batches=4)
+        torch.random.set_rng_state(states[0])
+        again.train(2)
+        for name, value in uninterrupted.state_dict().items():
+            torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda game: pickle.loads(pickle.dumps(game))])
+    def test_copies(self, copied):
+        game = self.game(max_support=3)
+        batch = torch.eye(self.objects), None
+        game(*batch)
+        again = copied(game)
+        values = []
+        for one in (game, again):
+            torch.manual_seed(1)
+            value, _ = one(*batch)
+            values.append((value, torch.autograd.grad(value, list(one.parameters()))))
+        torch.testing.assert_close(*values)
+
+    def test_interactions_of_several_batches_are_joined(self):
+        game = self.game(max_support=3).eval()
+        data = [(torch.eye(self.objects), torch.zeros(self.objects), None, {"more": torch.zeros(9)})] * 3
+        logs = host.core.dump_interactions(game, data, gs=False, variable_length=True)
+        assert logs.message.shape == (27, 3)
+        assert torch.equal(logs.message_length, find_lengths(logs.message))
+
+
+@pytest.mark.slow
+def test_a_compiled_receiver():
+    sender, _ = sharpened(*rnn_senders("gru", max_support=None))
+    receiver, batch = LengthReceiver().double(), batch_of(4)
+    expected = SenderReceiverRnnMarg(sender, receiver, distance)(*batch)[0]
+    game = SenderReceiverRnnMarg(sender, torch.compile(receiver, backend="eager", dynamic=True), distance)
+    for _ in range(2):
+        torch.testing.assert_close(game(*batch)[0], expected)
+
+
+def test_a_population():
+    senders = [rnn_senders(cell)[0]().double() for cell in ("rnn", "lstm")]
+    receivers = [RECEIVERS[kind]().double() for kind in ("gru-1", "transformer-all")]
+    sampler = host.core.UniformAgentSampler(senders, receivers, [distance])
+    population = host.core.PopulationGame(CommunicationRnnMarg(0.3, length_cost=0.2), sampler)
+    batch = batch_of(4)
+    pairs = [
+        float(SenderReceiverRnnMarg(s, r, distance, **COSTS)(*batch)[0].detach()) for s in senders for r in receivers
+    ]
+    found = [float(population(*batch)[0].detach()) for _ in range(30)]
+    assert {min(range(4), key=lambda i: abs(value - pairs[i])) for value in found} == set(range(4))
+    assert all(min(abs(value - pair) for pair in pairs) < 1e-9 for value in found)
+    assert population.eval()(*batch)[1].message.shape == (4, MAX_LEN + 1)
