@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3,4,5", help="seeds of the final runs; the first is that of the trials")
     parser.add_argument("--vocab_size", type=int, default=40, help="symbols in the vocabulary")
     parser.add_argument("--max_len", type=int, default=2, help="symbols in the longest message")
-    parser.add_argument("--epochs", type=int, default=15, help="epochs of the exact sum")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the exact sum")
     parser.add_argument("--ratio", type=int, default=3, help="steps of the sampling methods in as many seconds")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
     parser.add_argument("--quick", action="store_true", help="two seeds and an epoch")
@@ -77,6 +77,7 @@ def main() -> None:
         "random_seed": seeds[0],
         "validation_freq": 0,
         "checkpoint_freq": 0,
+        "hold_out": 0.2,
         "vocab_size": args.vocab_size,
         "max_len": args.max_len,
     }

@@ -132,6 +132,8 @@ class MarginalGame(OneMessageGame):
         if distribution.control is not None:
             distribution.control.follow(losses)
             coefficient = distribution.control.entropy_coefficient(_spread(bounded, outcome.loss), outcome.acts)
+            if bounded.lengths is not None:  # the coefficient of the game counts towards that of support control
+                coefficient = (coefficient - self.sender_entropy_coeff) * (coefficient > self.sender_entropy_coeff)
             optimized_loss = optimized_loss - coefficient * (sender_entropy - sender_entropy.detach()).mean()
         metrics = {}
         if outcome.acts:

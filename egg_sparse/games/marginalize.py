@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ def marginalize(game: Any, **options: Any) -> Any:
 
     The agents are those of the given game, not copies, so that training either game trains both. Loss, entropy
     coefficients, logging strategies and mode (training or evaluation) stay the same. So does the receiver: one that
-    acts still acts, and the game looks through a ``ReinforceDeterministicWrapper``.
+    acts still acts, and the game looks through a ``ReinforceDeterministicWrapper``. The sender's entropy coefficient of
+    a game of several symbols is divided by the length of the longest message, since EGG weighs the mean entropy of a
+    symbol, and the exact game that of the message.
 
     Args:
         game: the game: EGG's ``SymbolGameReinforce`` or ``SymbolGameGS`` for messages of one symbol,
@@ -66,19 +69,20 @@ def marginalize(game: Any, **options: Any) -> Any:
         converted: Any = copy.copy(game)
         converted._modules = dict(game._modules)
         converted.agents_loss_sampler = _converted_sampler(game.agents_loss_sampler, sender_options, several)
-        converted.game = mechanics(**{**_options_of(game.game), **game_options})
+        senders = converted.agents_loss_sampler.senders
+        converted.game = mechanics(**{**_options_of(game.game, senders), **game_options})
         return converted.train(game.training)
     if several:
-        game_options = {**_options_of(game), **game_options}
-        converted = SenderReceiverRnnMarg(
-            _converted_sender(game.sender, sender_options, several), game.receiver, game.loss, **game_options
-        )
+        sender = _converted_sender(game.sender, sender_options, several)
+        game_options = {**_options_of(game, [sender]), **game_options}
+        converted = SenderReceiverRnnMarg(sender, game.receiver, game.loss, **game_options)
     elif host.egg_class(game, "SymbolGameReinforce", "SymbolGameGS"):
         is_deterministic = host.egg_class(game.receiver, "ReinforceDeterministicWrapper")
         if host.egg_class(game, "SymbolGameReinforce") and not is_deterministic:
             game_options.setdefault("receiver_acts", True)
         sender = _converted_sender(game.sender, sender_options, several)
-        converted = SymbolGameMarg(sender, game.receiver, game.loss, **{**_options_of(game), **game_options})
+        game_options = {**_options_of(game, [sender]), **game_options}
+        converted = SymbolGameMarg(sender, game.receiver, game.loss, **game_options)
     else:
         if isinstance(game, MarginalGame):
             raise TypeError(f"game is a {type(game).__name__} already: it needs no conversion")
@@ -119,8 +123,8 @@ def _split_options(options: dict[str, Any], mechanics: type[nn.Module]) -> tuple
     )
 
 
-def _options_of(game: Any) -> dict[str, Any]:
-    """The options that an EGG game shares with the exact one."""
+def _options_of(game: Any, senders: Iterable[Any]) -> dict[str, Any]:
+    """The options that an EGG game shares with the exact one, which has these senders."""
     names: tuple[str, ...] = (
         "sender_entropy_coeff",
         "receiver_entropy_coeff",
@@ -131,7 +135,11 @@ def _options_of(game: Any) -> dict[str, Any]:
         game = game.mechanics
     if host.egg_class(game, "SenderReceiverRnnGS", "CommunicationRnnReinforce"):
         names = (*names, "length_cost")
-    return {name: getattr(game, name) for name in names if hasattr(game, name)}
+    options = {name: getattr(game, name) for name in names if hasattr(game, name)}
+    lengths = [sender.max_len + 1 for sender in senders if isinstance(sender, SequenceSender)]
+    if lengths and "sender_entropy_coeff" in options:
+        options["sender_entropy_coeff"] = options["sender_entropy_coeff"] / max(lengths)
+    return options
 
 
 def _sends_sequences(population: Any) -> bool:

@@ -318,7 +318,7 @@ def test_a_converted_game_of_sequences_has_the_exact_loss(core, monkeypatch, kin
     assert isinstance(converted, SenderReceiverRnnMarg)
     assert converted.receiver is game.receiver
     assert converted.length_cost == 0.2
-    assert converted.sender_entropy_coeff == (0.0 if kind == "relaxed" else 0.3)
+    assert converted.sender_entropy_coeff == (0.0 if kind == "relaxed" else 0.3 / (MAX_LEN + 1))
     assert converted.receiver_entropy_coeff == (0.1 if acts else 0.0)
     batch = [part.to(size) for part in batch_of(5)]
     costs = converted.sender_entropy_coeff, 0.2, converted.receiver_entropy_coeff
@@ -397,7 +397,7 @@ def test_a_population_of_sequences_is_converted(core, monkeypatch, mechanics):
     game = population_of_sequences(core, senders, receivers, mechanics)
     converted = marginalize(game, support=None, max_support=None)
     assert isinstance(converted.game, CommunicationRnnMarg)
-    costs = (0.3, 0.2) if mechanics is None else (0.0, 0.0)
+    costs = (0.3 / (MAX_LEN + 1), 0.2) if mechanics is None else (0.0, 0.0)
     assert (converted.game.sender_entropy_coeff, converted.game.length_cost) == costs
     batch = batch_of(4)
     pairs = [

@@ -669,3 +669,21 @@ def test_a_population():
     assert {min(range(4), key=lambda i: abs(value - pairs[i])) for value in found} == set(range(4))
     assert all(min(abs(value - pair) for pair in pairs) < 1e-9 for value in found)
     assert population.eval()(*batch)[1].message.shape == (4, MAX_LEN + 1)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 1e-3, 0.5])
+def test_the_coefficient_of_the_game_counts_towards_that_of_support_control(monkeypatch, coefficient):
+    sender, _ = sharpened(*rnn_senders("gru", max_support=None))
+    sender.support = 2.0
+    game = game_of(sender, RECEIVERS["gru-1"](), sender_entropy_coeff=coefficient)
+    pressure = torch.tensor(0.1, dtype=torch.float64)
+    monkeypatch.setattr(type(sender.control), "entropy_coefficient", lambda *_: pressure)
+    batch = batch_of(4)
+    parameters = list(sender.parameters())
+    found = torch.autograd.grad(game(*batch)[0], parameters, allow_unused=True)
+    sender.support = None
+    game.sender_entropy_coeff = max(coefficient, 0.1)
+    sender.temperature = 1.0
+    expected = torch.autograd.grad(game(*batch)[0], parameters, allow_unused=True)
+    assert any(value is not None and value.abs().max() > 1e-3 for value in expected)
+    torch.testing.assert_close(found, expected)
