@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -79,8 +82,8 @@ class SequenceSender(SparseWrapper):
             f"max_support={self.max_support}, {self._temperature_repr()}"
         )
 
-    def begin(self, *inputs: Any) -> Any:
-        """The state of the empty prefix of every example."""
+    def begin(self, *inputs: Any, **named: Any) -> Any:
+        """The state of the empty prefix of every example; called as the agent is."""
         raise NotImplementedError
 
     def step(self, state: Any, symbols: torch.Tensor | None) -> tuple[torch.Tensor, Any]:
@@ -98,9 +101,9 @@ class SequenceSender(SparseWrapper):
         normalizer = self.normalizer if self.alpha is None else usable_alpha(self.alpha)
         return {"max_len": self.max_len, "normalizer": normalizer, "temperature": temperature}
 
-    def _encoded(self, inputs: tuple[Any, ...]) -> torch.Tensor:
+    def _encoded(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
         """The agent's output ``(B, H)``."""
-        encoded = self.agent(*inputs)
+        encoded = self.agent(*inputs, **named)
         if not isinstance(encoded, torch.Tensor):
             raise TypeError(f"the sender's agent must return a tensor, got {type(encoded).__name__}")
         if encoded.dim() != 2 or not encoded.is_floating_point():
@@ -111,10 +114,10 @@ class SequenceSender(SparseWrapper):
         return encoded
 
     def _distribution(self, *args: Any, **kwargs: Any) -> SparseDistribution:
-        inputs = (*args, *kwargs.values())
         control = self.control
         temperature = self._temperature if control is None else control.temperature.clone()
-        distribution = sequence_distribution(self, *inputs, max_support=self.max_support, **self._options(temperature))
+        decoder = _CalledSender(partial(self.begin, *args, **kwargs), self.step)
+        distribution = sequence_distribution(decoder, max_support=self.max_support, **self._options(temperature))
         if control is not None and self.training and torch.is_grad_enabled() and distribution.batch_shape.numel():
             control.observe(distribution, self._largest_support)
             distribution.control = control
@@ -122,8 +125,17 @@ class SequenceSender(SparseWrapper):
 
     @torch.no_grad()
     def _greedy(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        found: GreedySequence = greedy_sequence(self, *args, *kwargs.values(), **self._options(self.temperature))
+        decoder = _CalledSender(partial(self.begin, *args, **kwargs), self.step)
+        found: GreedySequence = greedy_sequence(decoder, **self._options(self.temperature))
         return found.message, found.log_prob, found.entropy
+
+
+@dataclass(frozen=True)
+class _CalledSender:
+    """A sender as a decoder, with the inputs of a call, some of which may be named."""
+
+    begin: Callable[[], Any]
+    step: Callable[[Any, torch.Tensor | None], tuple[torch.Tensor, Any]]
 
 
 class RnnSenderSparsemax(SequenceSender):
@@ -193,9 +205,9 @@ class RnnSenderSparsemax(SequenceSender):
         )
         nn.init.normal_(self.sos_embedding, 0.0, 0.01)
 
-    def begin(self, *inputs: Any) -> list[tuple[torch.Tensor, ...]]:
+    def begin(self, *inputs: Any, **named: Any) -> list[tuple[torch.Tensor, ...]]:
         """The first state of every layer: the agent's output for the first one, zeros for others and for memories."""
-        hidden = self._encoded(inputs)
+        hidden = self._encoded(inputs, named)
         width = self.hidden_to_output.in_features
         if hidden.shape[1] != width:
             raise ValueError(f"the sender's agent must return shape (B, {width}), got {tuple(hidden.shape)}")
@@ -284,9 +296,9 @@ class TransformerSenderSparsemax(SequenceSender):
         self.embed_tokens = nn.Embedding(vocab_size, embed_dim)
         nn.init.normal_(self.embed_tokens.weight, 0.0, embed_dim**-0.5)
 
-    def begin(self, *inputs: Any) -> dict[str, torch.Tensor]:
+    def begin(self, *inputs: Any, **named: Any) -> dict[str, torch.Tensor]:
         """The encoding of every example, and its symbols so far ``(B, 0)``."""
-        encoded = self._encoded(inputs)
+        encoded = self._encoded(inputs, named)
         width = self.embedding_to_vocab.in_features
         if encoded.shape[1] != width:
             raise ValueError(f"the sender's agent must return shape (B, {width}), got {tuple(encoded.shape)}")

@@ -120,7 +120,8 @@ def test_further_inputs_reach_the_agent():
     assert torch.equal(found.messages, expected.messages)
     torch.testing.assert_close(found.probs, expected.probs)
     torch.testing.assert_close(sender.eval()(x, {"shift": shift})[1], wanted.eval()(x + shift)[1])
-    torch.testing.assert_close(sender(x, aux_input={"shift": shift})[1], wanted(x + shift)[1])
+    torch.testing.assert_close(sender(aux_input={"shift": shift}, x=x)[1], wanted(x + shift)[1])
+    torch.testing.assert_close(sender.train()(aux_input={"shift": shift}, x=x).probs, expected.probs)
 
 
 def test_wrapped_agents_and_senders():
