@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from egg_sparse import SparsemaxWrapper, SymbolGameMarg, standin
+from egg_sparse import RnnSenderSparsemax, SenderReceiverRnnMarg, SparsemaxWrapper, SymbolGameMarg, standin
 from egg_sparse.standin import util
 from egg_sparse.zoo import checkpoints
 from egg_sparse.zoo.faults import FaultGuard
@@ -31,7 +31,13 @@ def loss(sender_input, message, receiver_input, receiver_output, labels, aux_inp
     return nn.functional.cross_entropy(receiver_output, labels, reduction="none"), {}
 
 
-def train(rank, world_size, chunk_size, support=None):
+def game_of_sequences():
+    sender = RnnSenderSparsemax(Agent(6, 8), 4, 5, 8, 3, cell="gru", support=None, max_support=None)
+    receiver = standin.RnnReceiverDeterministic(Agent(8, 3), 4, 5, 8)
+    return SenderReceiverRnnMarg(sender, receiver, loss, 0.1, length_cost=0.01).double()
+
+
+def train(rank, world_size, chunk_size, support=None, sequences=False):
     """Ten steps; examples of the second half have scores of a much larger scale, hence other supports."""
     generator = torch.Generator().manual_seed(1)
     inputs, labels = (
@@ -46,6 +52,8 @@ def train(rank, world_size, chunk_size, support=None):
     game = SymbolGameMarg(
         SparsemaxWrapper(Agent(6, 8), support=support), receiver, loss, 0.1, chunk_size=chunk_size
     ).double()
+    if sequences:
+        game = game_of_sequences()
     optimizer = torch.optim.SGD(game.parameters(), lr=0.1)
     trainer = standin.Trainer(game, optimizer, train_data=batches)
     supports = []
@@ -121,14 +129,17 @@ def test_a_step_is_skipped_in_both_processes_or_in_none(tmp_path):
     assert errors.count("skipping a step: the loss is not finite at step 5") == 1
 
 
-@pytest.mark.parametrize(("chunk_size", "support"), [(None, None), (2, None), (None, "auto")])
-def test_two_processes_equal_one(tmp_path, chunk_size, support):
+@pytest.mark.parametrize(
+    ("chunk_size", "support", "sequences"),
+    [(None, None, False), (2, None, False), (None, "auto", False), (None, None, True)],
+)
+def test_two_processes_equal_one(tmp_path, chunk_size, support, sequences):
     """Also with support control, which takes account of the whole batch."""
-    both, _ = on_two_processes(tmp_path, f"train(rank, world_size, {chunk_size}, {support!r})")
+    both, _ = on_two_processes(tmp_path, f"train(rank, world_size, {chunk_size}, {support!r}, {sequences})")
     previous = util.common_opts
     try:
         standin.init(params=["--no_cuda", "--random_seed=1"])
-        alone = train(0, 1, chunk_size, support)
+        alone = train(0, 1, chunk_size, support, sequences)
     finally:
         util.common_opts = previous
     for together in both:
