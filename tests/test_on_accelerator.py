@@ -20,6 +20,7 @@ from egg_sparse import (
     TransformerSenderSparsemax,
     host,
     mappings,
+    marginalize,
 )
 from egg_sparse.estimators import (
     BitVectorSampler,
@@ -583,3 +584,24 @@ def test_sequences_under_autocast(accelerator):
     weights = accelerator.host(d.weights)
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(0), torch.ones(6))
+
+
+def converted_game(several):
+    """A game of EGG's."""
+    if several:
+        sender = host.core.RnnSenderReinforce(Agent(4, 6), 5, 3, 6, LENGTH)
+        return host.core.SenderReceiverRnnReinforce(sender, ActingReceiver(), guess)
+    return host.core.SymbolGameReinforce(host.core.ReinforceWrapper(Sender()), Acting(), guess)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_game_that_is_converted_on_the_device(accelerator, several):
+    """Its support control is there, too."""
+    game = converted_game(several).double()
+    converted = marginalize(accelerator.to(game), receiver_acts=True)
+    batch = accelerator.to(batches(1)[0])
+    for _ in range(3):
+        loss, interaction = converted(*batch)
+        loss.backward()
+    assert accelerator.host(loss.detach()).isfinite()
+    assert accelerator.host(interaction.aux["support"]).min() >= 1

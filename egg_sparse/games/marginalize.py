@@ -16,7 +16,7 @@ from egg_sparse.games import CommunicationMarg, CommunicationRnnMarg, SenderRece
 from egg_sparse.games.marginal import MarginalGame
 from egg_sparse.games.snapshot import Snapshot
 from egg_sparse.senders import RnnSenderSparsemax, SequenceSender, TransformerSenderSparsemax
-from egg_sparse.wrappers import ScoringWrapper, SparsemaxWrapper
+from egg_sparse.wrappers import ScoringWrapper, SparsemaxWrapper, SparseWrapper
 
 _GAMES_OF_SEQUENCES = ("SenderReceiverRnnReinforce", "SenderReceiverRnnGS")
 
@@ -151,7 +151,15 @@ def _sends_sequences(population: Any) -> bool:
 
 
 def _converted_sender(sender: Any, options: dict[str, Any], several: bool) -> nn.Module:
-    """The agent of a sender in a wrapper of EGG's, in a wrapper of this package."""
+    """The agent of a sender in a wrapper of EGG's, in a wrapper of this package, on the agent's device."""
+    converted = _wrapped_agent(sender, options, several)
+    parameter = next(sender.parameters(), None)
+    if converted.control is not None and parameter is not None:
+        converted.control.to(parameter.device)
+    return converted
+
+
+def _wrapped_agent(sender: Any, options: dict[str, Any], several: bool) -> SparseWrapper:
     if several:
         if host.egg_class(sender, "RnnSenderReinforce", "RnnSenderGS"):
             return _rnn_sender(sender, options)
