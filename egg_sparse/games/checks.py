@@ -128,10 +128,17 @@ def explained_format_error(messages: torch.Tensor) -> Iterator[None]:
         sent, needed, message_format = "symbol ids", "one-hot rows", "one_hot"
         if messages.is_floating_point():
             sent, needed, message_format = "vectors", "symbol ids", "index"
+        remedy = f'give the sender\'s wrapper message_format="{message_format}"'
+        if messages.dim() == 3 and not messages.is_floating_point():
+            remedy = _READS_IDS
         raise ValueError(
-            f"with {sent} as messages the receiver or the loss failed: {error}; if it needs {needed}, give the "
-            f'sender\'s wrapper message_format="{message_format}"'
+            f"with {sent} as messages the receiver or the loss failed: {error}; if it needs {needed}, {remedy}"
         ) from error
+
+
+_READS_IDS = (
+    "embed the ids of several symbols with nn.Embedding: EGG's RnnReceiverGS alone is given one-hot rows of them"
+)
 
 
 @contextmanager
@@ -150,9 +157,10 @@ def checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | N
             return
         if isinstance(layer, nn.Linear):
             if has_symbol_ids:
+                remedy = _READS_IDS if message.dim() == 2 else 'give the sender\'s wrapper message_format="one_hot"'
                 raise ValueError(
                     f"the receiver reads its message with {layer}, which needs one-hot messages, but gets symbol "
-                    'ids: give the sender\'s wrapper message_format="one_hot"'
+                    f"ids: {remedy}"
                 )
             covered = layer.in_features
         elif isinstance(layer, nn.Embedding):

@@ -70,7 +70,7 @@ class SequenceCall(ReceiverCall):
         dtype = next((value.dtype for value in parameters if value.is_floating_point()), torch.get_default_dtype())
         if self.vocab_size is None:
             raise ValueError("the sender's distribution must have a vocab_size for a receiver of one-hot rows")
-        read = getattr(getattr(self.receiver, "embedding", None), "in_features", self.vocab_size)
+        read = getattr(getattr(_unwrapped(self.receiver), "embedding", None), "in_features", self.vocab_size)
         if read != self.vocab_size:
             raise ValueError(
                 f"the sender's vocabulary has {self.vocab_size} symbols, but the receiver reads one-hot rows of {read}"
@@ -83,17 +83,18 @@ def _lengths(messages: torch.Tensor) -> torch.Tensor:
     return (messages != 0).sum(1) + 1
 
 
+def _unwrapped(receiver: Any) -> Any:
+    """A receiver that may be in a DataParallel, or compiled."""
+    while isinstance(receiver, nn.DataParallel) or hasattr(receiver, "_orig_mod"):
+        receiver = receiver.module if isinstance(receiver, nn.DataParallel) else receiver._orig_mod
+    return receiver
+
+
 def _takes_lengths(receiver: Any) -> bool:
     """Whether a receiver can be called with four arguments: message, receiver_input, aux_input and lengths."""
-    while True:
-        if isinstance(receiver, nn.DataParallel):
-            receiver = receiver.module
-        elif hasattr(receiver, "_orig_mod"):
-            receiver = receiver._orig_mod
-        elif host.egg_class(receiver, "ReinforceWrapper", "ReinforceDeterministicWrapper"):
-            receiver = receiver.agent
-        else:
-            break
+    receiver = _unwrapped(receiver)
+    if host.egg_class(receiver, "ReinforceWrapper", "ReinforceDeterministicWrapper"):
+        receiver = _unwrapped(receiver.agent)
     function = receiver.forward if isinstance(receiver, nn.Module) else receiver
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -170,7 +171,7 @@ class SequenceGame(MarginalGame):
             keep_output=self._logging_strategy.store_receiver_output,
             vocab_size=distribution.vocab_size,
             takes_lengths=_takes_lengths(receiver),
-            reads_one_hot=host.egg_class(receiver, "RnnReceiverGS") is not None,
+            reads_one_hot=host.egg_class(_unwrapped(receiver), "RnnReceiverGS") is not None,
             is_deterministic=is_deterministic,
         )
 

@@ -362,6 +362,35 @@ def test_wrapped_receivers(wrapped, monkeypatch):
         torch.testing.assert_close(game(*batch)[0], wanted)
 
 
+def test_eggs_receiver_of_one_hot_rows_in_a_data_parallel():
+    sender, _ = sharpened(*rnn_senders(max_support=None))
+    receiver, batch = RECEIVERS["gs"]().double(), batch_of(4)
+    expected = SenderReceiverRnnMarg(sender, receiver, distance)(*batch)[0]
+    for _ in range(2):
+        found = SenderReceiverRnnMarg(sender, nn.DataParallel(receiver), distance)(*batch)[0]
+        torch.testing.assert_close(found, expected)
+
+
+class OneHotReceiver(nn.Module):
+    """A receiver of a user's own, for one-hot rows."""
+
+    def __init__(self, as_product):
+        super().__init__()
+        self.read = nn.Linear(VOCAB, OUTPUTS)
+        self.as_product = as_product
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        return message @ self.read.weight.t() if self.as_product else self.read(message)
+
+
+@pytest.mark.parametrize("as_product", [False, True])
+def test_receivers_of_one_hot_rows_are_told_what_they_get(as_product):
+    sender, _ = sharpened(*rnn_senders())
+    game = SenderReceiverRnnMarg(sender, OneHotReceiver(as_product).double(), distance, strategy="loop")
+    with pytest.raises(ValueError, match=r"one-hot.*nn\.Embedding.*RnnReceiverGS"):
+        game(*batch_of(4))
+
+
 MISTAKES = {
     "EGG's sender": (lambda s, r: (rnn_senders()[1](), r), TypeError, "RnnSenderReinforce.*RnnSenderSparsemax"),
     "EGG's GS sender": (
