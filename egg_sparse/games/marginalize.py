@@ -161,10 +161,15 @@ def _converted_sender(sender: Any, options: dict[str, Any], several: bool) -> nn
 
 def _wrapped_agent(sender: Any, options: dict[str, Any], several: bool) -> SparseWrapper:
     if several:
-        if host.egg_class(sender, "RnnSenderReinforce", "RnnSenderGS"):
-            return _rnn_sender(sender, options)
-        if host.egg_class(sender, "TransformerSenderReinforce"):
-            return _transformer_sender(sender, options)
+        cls: Any = host.egg_class(sender, *host.SENDERS_OF_SEVERAL_SYMBOLS)
+        if cls is not None:
+            if type(sender).forward is not cls.forward or "forward" in vars(sender):
+                raise TypeError(
+                    f"the sender {type(sender).__name__} has a forward method of its own in place of {cls.__name__}'s, "
+                    "which the exact sender would not call: write it as a SequenceSender, with begin and step"
+                )
+            is_rnn = cls.__name__.startswith("Rnn")
+            return _rnn_sender(sender, options) if is_rnn else _transformer_sender(sender, options)
     else:
         host.refuse_several_symbols(sender)
         if host.egg_class(sender, "ReinforceWrapper"):

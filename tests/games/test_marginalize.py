@@ -254,6 +254,21 @@ class TestMistakes:
             with pytest.raises(TypeError, match=f"{name} .*RnnSenderSparsemax.*max_support.*length_cost"):
                 marginalize(sequences(core, several), **{name: 1})
 
+    @pytest.mark.parametrize("kind", ["rnn", "relaxed", "transformer"])
+    def test_senders_with_a_forward_method_of_their_own_are_refused(self, core, kind):
+        sender = sequence_senders(core)[kind]
+
+        class Padded(type(sender)):
+            def forward(self, *inputs):
+                return super().forward(*inputs)
+
+        patched = sequence_senders(core)[kind]
+        patched.forward = sender.forward
+        sender.__class__ = Padded
+        for each in (sender, patched):
+            with pytest.raises(TypeError, match=rf"{type(each).__name__} has a forward .*SequenceSender"):
+                marginalize(sequences(core, each))
+
 
 def sequence_senders(core):
     sizes = (VOCAB_OF_SEQUENCES, EMBED, HIDDEN, MAX_LEN)
