@@ -57,6 +57,12 @@ def _logged(logs: host.core.Interaction, name: str) -> torch.Tensor:
     return part.reshape(len(part), -1)
 
 
+def symbols_of(message: torch.Tensor) -> torch.Tensor:
+    """The symbols ``(B, L)`` of sequences, ids or one-hot rows ``(B, L, V)``, zeros from the end symbol on."""
+    symbols = message.argmax(-1) if message.dim() == 3 else message
+    return symbols * (symbols != 0).long().cumprod(1)
+
+
 def _messages(logs: host.core.Interaction) -> torch.Tensor:
     """The discrete messages of an Interaction, one row per example."""
     message = _logged(logs, "message")
@@ -65,7 +71,9 @@ def _messages(logs: host.core.Interaction) -> torch.Tensor:
             "message must be symbol ids or rows of zeros and ones, got other numbers: Gumbel-Softmax games train with "
             "relaxed messages, so use those of the validation alone (print_train=False)"
         )
-    return message
+    sent: Any = logs.message
+    is_sequence = sent.dim() == 3 or (sent.dim() == 2 and not sent.is_floating_point())
+    return symbols_of(sent) if is_sequence else message
 
 
 class _MessageStatistic(host.core.Callback, abc.ABC):
@@ -101,7 +109,8 @@ class MessageEntropy(_MessageStatistic):
     .. math:: H = -\sum_m f_m \log_2 f_m,
 
     where :math:`f_m` is the frequency of the message among the examples. The printed line is that of EGG's callback of
-    this name. The messages are symbol ids ``(B,)``, one-hot rows ``(B, V)`` or bit-vectors ``(B, D)``.
+    this name. The messages are symbol ids ``(B,)``, one-hot rows ``(B, V)``, bit-vectors ``(B, D)``, or sequences of
+    symbol ids ``(B, L)`` or of one-hot rows ``(B, L, V)``, of which what follows the end symbol 0 does not count.
 
     Args:
         print_train: whether the entropy of the training messages is printed, too.
@@ -131,8 +140,9 @@ class TopographicSimilarity(_MessageStatistic):
     """Prints the topographic similarity of inputs and messages, in the format of EGG's callback of this name.
 
     This is the Spearman correlation, over all pairs of examples, of the distance between the inputs and the Hamming
-    distance between the messages, which for symbols is 0 or 1. The messages are symbol ids ``(B,)``, one-hot rows
-    ``(B, V)`` or bit-vectors ``(B, D)``. The correlation is undefined, and printed as ``null``, if all messages or all
+    distance between the messages, which for symbols is 0 or 1. The messages are those of :class:`MessageEntropy`. Of
+    sequences the Hamming distance compares position by position, and EGG's callback counts edits by default: its
+    similarity is another number. The correlation is undefined, and printed as ``null``, if all messages or all
     inputs are equally far apart, or if the distance of an input is undefined (as that of a zero vector under
     "cosine"). Time and memory grow with the square of the number of examples.
 

@@ -149,6 +149,21 @@ DISTANCES = {
 }
 
 
+def test_symbols_after_the_end_do_not_count(capsys):
+    sequences = torch.tensor([[2, 0, 1], [2, 0, 2], [1, 2, 0], [0, 2, 1], [0, 1, 1]])
+    inputs = torch.tensor([[0.0], [0.1], [2.0], [7.0], [7.5]])
+    ended = torch.tensor([[2, 0, 0], [2, 0, 0], [1, 2, 0], [0, 0, 0], [0, 0, 0]])
+    pairs = list(itertools.combinations(range(5), 2))
+    distances = [[float((inputs[i] - inputs[j]).abs()), float((ended[i] != ended[j]).sum())] for i, j in pairs]
+    topsim = torch.corrcoef(torch.stack([ranks(values) for values in zip(*distances, strict=True)]))[0, 1].item()
+    entropy = -2 * 0.4 * math.log2(0.4) - 0.2 * math.log2(0.2)
+    for message in (sequences, torch.nn.functional.one_hot(sequences).float()):
+        MessageEntropy().on_validation_end(0.0, sent(message), 1)
+        assert printed(capsys)["entropy"] == pytest.approx(entropy)
+        TopographicSimilarity("euclidean").on_validation_end(0.0, sent(message, inputs), 1)
+        assert printed(capsys)["topsim"] == pytest.approx(topsim)
+
+
 class TestMessageEntropy:
     @pytest.mark.parametrize("message_format", FORMATS)
     def test_counts_distinct_messages(self, message_format, capsys):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from egg_sparse import RnnSenderSparsemax, SenderReceiverRnnMarg, TransformerSenderSparsemax, host
+from egg_sparse.callbacks import symbols_of
 
 core = host.core
 
@@ -204,12 +205,6 @@ def gumbel_game(parts: SequenceParts, temperature: float, straight_through: bool
     )
     receiver = core.RnnReceiverGS(parts.receiver, vocab_size, reader.embedding, reader.hidden, reader.cell)
     return GumbelGame(sender, receiver, parts.loss, length_cost, **parts.options)
-
-
-def symbols_of(message: torch.Tensor) -> torch.Tensor:
-    """The symbols ``(B, L)`` of a message, ids or one-hot rows ``(B, L, V)``, zeros from the end symbol on."""
-    symbols = message.argmax(-1) if message.dim() == 3 else message
-    return symbols * (symbols != 0).long().cumprod(1)
 
 
 @torch.no_grad()
