@@ -221,18 +221,18 @@ class SenderReceiverRnnMarg(SequenceGame):
         chunk_size: the largest number of messages per example that are played at a time, as in
             :class:`egg_sparse.SymbolGameMarg`.
         evaluation: the messages in evaluation: "greedy" for the message whose every symbol is the most probable one, as
-            in EGG; "expected" for the expectation over all messages.
+            in EGG; "expected" for the loss above, which is an estimate where the sender's ``max_support`` bounds it.
         train_logging_strategy: EGG's LoggingStrategy in training; None to keep everything.
         test_logging_strategy: EGG's LoggingStrategy in evaluation; None to keep everything.
         receiver_acts: whether the receiver returns (action, log-probability, entropy); None for yes if it is one of
             EGG's that do.
         coupled: as in :class:`egg_sparse.SymbolGameMarg`.
 
-    The Interaction carries the most probable message in training and the greedy one in evaluation, ``message_length``
-    as EGG counts it, with the end symbol, and in ``aux``, per example: the expectations of the loss's metrics;
-    ``task_loss``; ``length``, the expected number of symbols before the end symbol; ``sender_entropy`` of the message
-    in nats; ``support``, the number of messages; ``receiver_calls``, unless only the greedy message was played;
-    ``exact``, 1 where no message was dropped, else 0.
+    The Interaction carries the most probable message that was played in training and the greedy one in evaluation,
+    ``message_length`` as EGG counts it, with the end symbol, and in ``aux``, per example: the expectations of the
+    loss's metrics; ``task_loss``; ``length``, the expected number of symbols before the end symbol; ``sender_entropy``
+    of the message in nats; ``support``, the number of messages, at most ``max_support``; ``receiver_calls``, unless
+    only the greedy message was played; ``exact``, 1 where no message was dropped, else 0.
 
     Raises:
         TypeError, ValueError: an option is none of the above; the sender does not send sequences; and what

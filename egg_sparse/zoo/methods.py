@@ -312,7 +312,7 @@ def add_options(
 
 
 def add_temperature_option(
-    parser: ZooParser, methods: Mapping[str, Method], *aliases: str, otherwise: float = 1.0
+    parser: ZooParser, methods: Mapping[str, Method], *aliases: str, otherwise: str = "1"
 ) -> None:
     """Adds ``--temperature``.
 
@@ -329,7 +329,7 @@ def add_temperature_option(
         "--temperature",
         *aliases,
         type=_POSITIVE,
-        help=f"divisor of the sender's scores (default: {unless}{otherwise:g})",
+        help=f"divisor of the sender's scores (default: {unless}{otherwise})",
     )
 
 

@@ -33,7 +33,7 @@ core = host.core
 PROG = "egg_sparse.zoo.signal_game"
 VALIDATION_GAMES, TEST_GAMES = 1024, 10_000
 EVALUATION_BATCH = 64
-TEMPERATURE, ENTROPY_COEFF = 10.0, 0.1
+TEMPERATURE, SEQUENCE_TEMPERATURE, ENTROPY_COEFF = 10.0, 1.0, 0.1
 VALIDATION_SEED, TEST_SEED = 20200724, 20200725
 DATA_OPTIONS = {
     "root": ("imagenet", "npz"),
@@ -98,7 +98,8 @@ def build_parser() -> ZooParser:
     cost = "cost of a symbol, with --max_len above 1"
     option("--length_cost", type=number(float, at_least=0), default=0.0, help=cost)
     methods.add_options(parser, METHODS, METHOD_OPTIONS, aliases={"max_support": "topk"})
-    methods.add_temperature_option(parser, METHODS, "--tau_s", otherwise=TEMPERATURE)
+    otherwise = f"{TEMPERATURE:g}, or {SEQUENCE_TEMPERATURE:g} with --max_len above 1"
+    methods.add_temperature_option(parser, METHODS, "--tau_s", otherwise=otherwise)
     training.add_run_options(parser, "signal_game")
     return parser
 
@@ -118,7 +119,7 @@ def parse_options(params: list[str]) -> argparse.Namespace:
     else:
         parser.warn_unused(["cell", "length_cost"], "with --max_len 1")
     methods.warn_unused(parser, opts, methods_of(opts), DATA_OPTIONS)
-    methods.complete(opts, methods_of(opts)[opts.mode], TEMPERATURE if opts.max_len == 1 else 1.0)
+    methods.complete(opts, methods_of(opts)[opts.mode], TEMPERATURE if opts.max_len == 1 else SEQUENCE_TEMPERATURE)
     if opts.entropy_coeff is None:
         opts.entropy_coeff = ENTROPY_COEFF if opts.temperature is not None else 0.0
     return opts
