@@ -51,6 +51,19 @@ class SequenceSender(SparseWrapper):
         max_len: the largest number of symbols before the end symbol.
         normalizer, temperature, support: as in :class:`RnnSenderSparsemax`.
         max_support: the largest number of messages of an example.
+
+    Example:
+        >>> class Bigrams(SequenceSender):
+        ...     '''Scores that depend on the last symbol, the first ones on the input.'''
+        ...     def __init__(self, agent, vocab_size, max_len):
+        ...         super().__init__(agent, vocab_size, max_len)
+        ...         self.table = nn.Embedding(vocab_size, vocab_size)
+        ...     def begin(self, *inputs):
+        ...         return self.agent(inputs[0])
+        ...     def step(self, state, symbols):
+        ...         return (state if symbols is None else self.table(symbols)), state
+        >>> Bigrams(nn.Linear(10, 8), vocab_size=8, max_len=3)(torch.randn(2, 10)).messages.shape[1:]
+        torch.Size([2, 4])
     """
 
     def __init__(
@@ -58,10 +71,10 @@ class SequenceSender(SparseWrapper):
         agent: nn.Module,
         vocab_size: int,
         max_len: int,
-        normalizer: Normalizer | float | nn.Parameter,
-        temperature: float | None,
-        support: Literal["auto"] | float | FollowLoss | Floor | None,
-        max_support: int | None,
+        normalizer: Normalizer | float | nn.Parameter = "sparsemax",
+        temperature: float | None = None,
+        support: Literal["auto"] | float | FollowLoss | Floor | None = "auto",
+        max_support: int | None = MAX_SUPPORT,
     ) -> None:
         if normalizer == "softmax" and support not in ("auto", None):
             raise ValueError(f"support must be None for softmax, whose support is every message, got {support!r}")
