@@ -115,7 +115,8 @@ class MarginalGame(OneMessageGame):
         if greedy:
             bounded = self._greedy(bounded, sender, batch)
         outcome = self._play(bounded, call, greedy)
-        if not greedy and min(bounded.probs.shape) > 1:
+        rows, size = bounded.probs.shape
+        if not greedy and size > 1 and (rows > 1 or bounded.ratios is not None):
             self._check_coupling(bounded, call)
             self._check_averages(call, outcome)
         expect = of_first_row(bounded) if greedy else bounded.expectation
@@ -264,9 +265,11 @@ class MarginalGame(OneMessageGame):
         known = self._known_receivers[call.receiver].losses[call.loss]
         if self.training in known.uncoupled_modes or known.coupling_checks >= _MAX_COUPLING_CHECKS:
             return
-        own, second = distribution.messages[:2]
-        has_one_message = (distribution.probs[1] == 0).view(-1, *(1,) * (own.dim() - 1))
-        messages = torch.stack((own, torch.where(has_one_message, own.roll(1, 0), second)))
+        own, other = distribution.messages[0], distribution.messages[0].roll(1, 0)
+        if len(distribution.probs) > 1:
+            has_one_message = (distribution.probs[1] == 0).view(-1, *(1,) * (own.dim() - 1))
+            other = torch.where(has_one_message, other, distribution.messages[1])
+        messages = torch.stack((own, other))
         layers = [] if known.coupling_checks else checks.batch_norms(call.receiver)
         if layers:
             checks.warn_of_batch_norms(checks.message_dependent(layers, call, messages, call.agents))

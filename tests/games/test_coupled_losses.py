@@ -63,6 +63,14 @@ class TestCoupledLosses:
                 game(batch_of(8, 0)[0], None)
 
     @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
+    def test_are_refused_if_a_single_message_is_drawn(self, strategy):
+        game = self.game(self.among_the_batch, strategy=strategy, max_support=1)
+        with pytest.raises(ValueError, match=r'messages of the other examples .* coupled="approximate"'):
+            game(batch_of(8, 0)[0], None)
+        game = self.game(self.among_the_inputs, strategy=strategy, max_support=1)
+        assert game(batch_of(8, 0)[0], None)[0].isfinite()
+
+    @pytest.mark.parametrize("strategy", ["auto", "vmap", "gather", "loop"])
     def test_negatives_that_are_inputs_are_exact(self, strategy):
         game = self.game(self.among_the_inputs, strategy="vmap" if strategy == "gather" else strategy)
         images = batch_of(4, 0)[0]
