@@ -175,6 +175,16 @@ class SequenceGame(MarginalGame):
             is_deterministic=is_deterministic,
         )
 
+    def _sent_distribution(self, sender: Callable, batch: Batch) -> SparseDistribution:
+        if self.training or self.evaluation != "greedy":
+            return super()._sent_distribution(sender, batch)
+        # the draws of a bounded support are for metrics alone, and a validation is not to change the training after it
+        parameter = next(sender.parameters(), None) if isinstance(sender, nn.Module) else None
+        snapshot = Snapshot([], torch.device("cpu") if parameter is None else parameter.device)
+        distribution = super()._sent_distribution(sender, batch)
+        snapshot.restore()
+        return distribution
+
     def _greedy(self, distribution: SparseDistribution, sender: Callable, batch: Batch) -> SparseDistribution:
         sent = sender(batch.sender_input, batch.aux_input)
         message = sent.mode if isinstance(sent, SparseDistribution) else sent[0]

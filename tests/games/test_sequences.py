@@ -250,6 +250,11 @@ class TestInteractions:
         assert torch.equal(torch.random.get_rng_state(), before)
         egg = host.core.SenderReceiverRnnReinforce(theirs, game.receiver, distance).eval()
         _, wanted = egg(*batch)
+        game.sender.max_support = 3
+        _, bounded = game(*batch)
+        assert (bounded.aux["exact"] == 0).all()
+        assert torch.equal(torch.random.get_rng_state(), before)
+        game.sender.max_support = 16
         lengths = wanted.message_length
         said = torch.arange(MAX_LEN + 1) < lengths[:, None]
         assert torch.equal(interaction.message, torch.where(said, wanted.message, 0))
