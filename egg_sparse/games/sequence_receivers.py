@@ -130,7 +130,9 @@ def reads_plainly(receiver: Any, message: torch.Tensor) -> bool:
         _has_eggs_forward(receiver)
         and type(receiver.cell) in (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
         and type(receiver.embedding) is nn.Linear
-        and not any(getattr(layer, hooks) for layer in (receiver.cell, receiver.embedding) for hooks in _HOOKS)
+        and not any(
+            getattr(module, hooks) for module in (receiver, receiver.cell, receiver.embedding) for hooks in _HOOKS
+        )
         and message.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._functorch.is_functorch_wrapped_tensor(message)

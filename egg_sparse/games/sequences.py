@@ -57,7 +57,7 @@ class SequenceCall(ReceiverCall):
             return outputs[torch.arange(len(message), device=message.device), _lengths(message) - 1]
         with nullcontext() if self.is_first else shared_prefixes(self.receiver):  # the first call checks all layers
             output = self.receiver(message, *inputs, *([_lengths(message)] if self.takes_lengths else []))
-        return output[0] if self.is_deterministic else output
+        return output[0] if self.is_deterministic and isinstance(output, tuple) else output
 
     def _message_for_loss(self, message: torch.Tensor) -> torch.Tensor:
         if not self.reads_one_hot:
@@ -84,7 +84,7 @@ def _lengths(messages: torch.Tensor) -> torch.Tensor:
 
 
 def _unwrapped(receiver: Any) -> Any:
-    """A receiver that may be in a DataParallel, or compiled."""
+    """The module that a DataParallel or torch.compile wraps; any other receiver as it is."""
     while isinstance(receiver, nn.DataParallel) or hasattr(receiver, "_orig_mod"):
         receiver = receiver.module if isinstance(receiver, nn.DataParallel) else receiver._orig_mod
     return receiver
@@ -93,7 +93,7 @@ def _unwrapped(receiver: Any) -> Any:
 def _takes_lengths(receiver: Any) -> bool:
     """Whether a receiver can be called with four arguments: message, receiver_input, aux_input and lengths."""
     receiver = _unwrapped(receiver)
-    if host.egg_class(receiver, "ReinforceWrapper", "ReinforceDeterministicWrapper"):
+    while host.egg_class(receiver, "ReinforceWrapper", "ReinforceDeterministicWrapper"):
         receiver = _unwrapped(receiver.agent)
     function = receiver.forward if isinstance(receiver, nn.Module) else receiver
     try:
@@ -157,8 +157,9 @@ class SequenceGame(MarginalGame):
     def _receiver_call(self, distribution: Any, receiver: Callable, loss: Callable, batch: Batch) -> SequenceCall:
         if not distribution.batch_shape.numel():
             raise ValueError("the batch is empty: a game needs at least one example")
+        unwrapped = _unwrapped(receiver)
         is_deterministic = (
-            host.egg_class(receiver, *_DETERMINISTIC_RECEIVERS) is not None
+            host.egg_class(unwrapped, *_DETERMINISTIC_RECEIVERS) is not None
             and not self.receiver_acts
             and not self.receiver_entropy_coeff
         )
@@ -171,7 +172,7 @@ class SequenceGame(MarginalGame):
             keep_output=self._logging_strategy.store_receiver_output,
             vocab_size=distribution.vocab_size,
             takes_lengths=_takes_lengths(receiver),
-            reads_one_hot=host.egg_class(_unwrapped(receiver), "RnnReceiverGS") is not None,
+            reads_one_hot=host.egg_class(unwrapped, "RnnReceiverGS") is not None,
             is_deterministic=is_deterministic,
         )
 

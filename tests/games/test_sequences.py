@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -30,7 +31,6 @@ from small_sequences import (
     SENDERS,
     VOCAB,
     Agent,
-    LengthReceiver,
     Receiver,
     assert_same_gradients,
     batch_of,
@@ -559,6 +559,27 @@ class TestReceiversThatAreNotEggsOwn:
         first, *later = self.played(receiver)
         assert later == pytest.approx([first, first])
 
+    def test_one_hot_rows_read_with_hooks(self):
+        receiver, calls = RECEIVERS["gs"](), []
+        receiver.register_forward_hook(lambda _module, _inputs, output: calls.append(1) or 2 * output)
+        first, *later = self.played(receiver)
+        assert later == pytest.approx([first, first])
+        assert len(calls) >= 3
+
+    def test_a_deterministic_receiver_that_returns_its_output_alone(self):
+        class OutputAlone(type(RECEIVERS["gru-1"]())):
+            def forward(self, *inputs):
+                return super().forward(*inputs)[0]
+
+        receiver = RECEIVERS["gru-1"]().double()
+        sender, _ = sharpened(*rnn_senders("gru", normalizer="softmax", max_support=1))
+        batch = batch_of(20)
+        torch.manual_seed(1)
+        wanted, _ = SenderReceiverRnnMarg(sender, receiver, distance)(*batch)
+        receiver.__class__ = OutputAlone
+        torch.manual_seed(1)
+        torch.testing.assert_close(SenderReceiverRnnMarg(sender, receiver, distance)(*batch)[0], wanted)
+
     def test_dropout_between_layers_is_drawn(self):
         receiver = host.core.RnnReceiverDeterministic(Agent(HIDDEN, OUTPUTS), VOCAB, EMBED, HIDDEN, "gru", 2)
         receiver.encoder.cell.dropout = 0.5
@@ -684,12 +705,17 @@ class TestTraining:
 def test_a_compiled_receiver(monkeypatch):
     # torch.compile turns the checks of distributions off for the whole process
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+@pytest.mark.parametrize("kind", ["four arguments", "gru-1", "gs"])
+@pytest.mark.parametrize("wrapped", [partial(torch.compile, backend="eager", dynamic=True), nn.DataParallel])
+def test_a_receiver_within_another_module(kind, wrapped):
     sender, _ = sharpened(*rnn_senders("gru", max_support=None))
-    receiver, batch = LengthReceiver().double(), batch_of(4)
-    expected = SenderReceiverRnnMarg(sender, receiver, distance)(*batch)[0]
-    game = SenderReceiverRnnMarg(sender, torch.compile(receiver, backend="eager", dynamic=True), distance)
+    receiver, batch = RECEIVERS[kind]().double(), batch_of(4)
+    expected, interaction = SenderReceiverRnnMarg(sender, receiver, distance)(*batch)
+    game = SenderReceiverRnnMarg(sender, wrapped(receiver), distance)
     for _ in range(2):
-        torch.testing.assert_close(game(*batch)[0], expected)
+        value, found = game(*batch)
+        torch.testing.assert_close(value, expected)
+        assert found.aux.keys() == interaction.aux.keys()
 
 
 def test_a_population():
