@@ -123,13 +123,15 @@ class MarginalGame(OneMessageGame):
 
         losses = expect(outcome.loss) if greedy else unbiased(bounded, outcome.loss)
         sender_entropy, support = _entropy(distribution), distribution.support_size.to(losses.dtype)
+        is_exact = self._is_exact(distribution)
         optimized_loss = losses.mean()
         if self.sender_entropy_coeff:
             optimized_loss = optimized_loss - self.sender_entropy_coeff * sender_entropy.mean()
         if log_prob is not None:
             optimized_loss = optimized_loss + score_of_sample(bounded, log_prob, outcome.loss).mean()
         if self.training:
-            self._monitor_support(sender, support, len(distribution.probs), losses)
+            # a message that was drawn from several is no collapse
+            self._monitor_support(sender, support + ~is_exact, len(distribution.probs), losses)
         if distribution.control is not None:
             distribution.control.follow(losses)
             coefficient = distribution.control.entropy_coefficient(_spread(bounded, outcome.loss), outcome.acts)
@@ -149,7 +151,7 @@ class MarginalGame(OneMessageGame):
         metrics["support"] = support
         if not greedy:
             metrics["receiver_calls"] = outcome.receiver_calls.to(losses.dtype)
-        metrics["exact"] = self._is_exact(distribution).to(losses.dtype)
+        metrics["exact"] = is_exact.to(losses.dtype)
         lengths = bounded.lengths
         if lengths is not None:
             length = unbiased(bounded, lengths.to(losses.dtype))

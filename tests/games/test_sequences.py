@@ -1,8 +1,10 @@
 """Games of messages of several symbols: loss and gradients are those of all messages, one after the other."""
 
 import copy
+import itertools
 import json
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -658,6 +660,25 @@ class TestTraining:
         losses = [line for line in lines if "loss" in line]
         assert {line["mode"] for line in losses} == {"train", "test"}
         assert all(0 <= line["length"] <= 2 for line in losses)
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("bias", [0.0, 50.0])
+    def test_a_bound_of_one_message_is_no_collapse(self, bias):
+        """Of many messages one is drawn, which is no reason to warn; a sender that is decided is one."""
+        sender, _ = sharpened(*rnn_senders(max_support=1))
+        with torch.no_grad():
+            sender.hidden_to_output.bias[0] += bias
+        n_calls = itertools.count(1)
+
+        def shrinking(*inputs):
+            return distance(*inputs)[0] / next(n_calls), {}
+
+        game = SenderReceiverRnnMarg(sender, RECEIVERS["gru-1"]().double(), shrinking)
+        batch = batch_of(4)
+        warns = pytest.warns(RuntimeWarning, match="mean support of 200 steps was 1.000") if bias else nullcontext()
+        with warns:
+            for _ in range(200):
+                game(*batch)
 
     def test_a_resumed_run_is_an_uninterrupted_one(self, tmp_path):
         """With support control and draws of messages."""
