@@ -90,6 +90,16 @@ def _unwrapped(receiver: Any) -> Any:
     return receiver
 
 
+def _check_positions(receiver: Any, max_len: int) -> None:
+    """Raises ValueError if EGG's Transformer receiver has too few positions for messages of ``max_len`` symbols."""
+    encoder: Any = getattr(receiver, "encoder", None)
+    if not host.egg_class(encoder, "TransformerEncoder") or encoder.base_encoder.embed_positions is None:
+        return
+    n_read = encoder.max_len - (not encoder.causal)
+    if n_read < max_len:
+        raise ValueError(f"the receiver's max_len must be at least the sender's, {max_len}, got {n_read}")
+
+
 def _takes_lengths(receiver: Any) -> bool:
     """Whether a receiver can be called with four arguments: message, receiver_input, aux_input and lengths."""
     receiver = _unwrapped(receiver)
@@ -158,6 +168,7 @@ class SequenceGame(MarginalGame):
         if not distribution.batch_shape.numel():
             raise ValueError("the batch is empty: a game needs at least one example")
         unwrapped = _unwrapped(receiver)
+        _check_positions(unwrapped, distribution.messages.shape[2] - 1)
         is_deterministic = (
             host.egg_class(unwrapped, *_DETERMINISTIC_RECEIVERS) is not None
             and not self.receiver_acts

@@ -396,6 +396,13 @@ def test_receivers_of_one_hot_rows_are_told_what_they_get(as_product):
     game = SenderReceiverRnnMarg(sender, OneHotReceiver(as_product).double(), distance, strategy="loop")
     with pytest.raises(ValueError, match=r"one-hot.*nn\.Embedding.*RnnReceiverGS"):
         game(*batch_of(4))
+class LinearReceiver(nn.Module):
+    def __init__(self, *sizes):
+        super().__init__()
+        self.read = nn.Linear(*sizes)
+
+    def forward(self, message, receiver_input=None, aux_input=None):
+        return self.read(message)
 
 
 MISTAKES = {
@@ -435,6 +442,24 @@ MISTAKES = {
         ValueError,
         "9 symbols.*one-hot rows of 3",
     ),
+    "a linear reader": (
+        lambda s, r: (rnn_senders()[0]().double(), LinearReceiver(MAX_LEN + 1, OUTPUTS).double()),
+        ValueError,
+        r"Linear\(in_features=4.*symbol ids: .*nn.Embedding",
+    ),
+    **{
+        f"a short Transformer, causal={causal}": (
+            lambda s, r, causal=causal: (
+                rnn_senders()[0]().double(),
+                host.core.TransformerReceiverDeterministic(
+                    Agent(EMBED, OUTPUTS), VOCAB, MAX_LEN - 1, EMBED, 2, HIDDEN, 1, causal=causal
+                ).double(),
+            ),
+            ValueError,
+            r"receiver's max_len must be at least .*, 3, got 2",
+        )
+        for causal in (True, False)
+    },
     "another width": (
         lambda s, r: (RnnSenderSparsemax(Agent(FEATURES, 7), 3, 4, 5, 3).double(), r),
         ValueError,
