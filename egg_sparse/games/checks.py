@@ -157,9 +157,7 @@ def checked_vocabulary(receiver: Any, message: torch.Tensor, vocab_size: int | N
             return
         if isinstance(layer, nn.Linear):
             if has_symbol_ids:
-                remedy = 'give the sender\'s wrapper message_format="one_hot"'
-                if message.dim() > 1:
-                    remedy = "make one-hot rows of them, or read them with nn.Embedding"
+                remedy = _READS_IDS if message.dim() == 2 else 'give the sender\'s wrapper message_format="one_hot"'
                 raise ValueError(
                     f"the receiver reads its message with {layer}, which needs one-hot messages, but gets symbol "
                     f"ids: {remedy}"

@@ -396,6 +396,8 @@ def test_receivers_of_one_hot_rows_are_told_what_they_get(as_product):
     game = SenderReceiverRnnMarg(sender, OneHotReceiver(as_product).double(), distance, strategy="loop")
     with pytest.raises(ValueError, match=r"one-hot.*nn\.Embedding.*RnnReceiverGS"):
         game(*batch_of(4))
+
+
 class LinearReceiver(nn.Module):
     def __init__(self, *sizes):
         super().__init__()
@@ -751,6 +753,8 @@ class TestTraining:
 def test_a_compiled_receiver(monkeypatch):
     # torch.compile turns the checks of distributions off for the whole process
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
+
 @pytest.mark.parametrize("kind", ["four arguments", "gru-1", "gs"])
 @pytest.mark.parametrize("wrapped", [partial(torch.compile, backend="eager", dynamic=True), nn.DataParallel])
 def test_a_receiver_within_another_module(kind, wrapped):
