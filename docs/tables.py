@@ -2,7 +2,8 @@
 
 python docs/tables.py
 
-``swap_games.json`` is what benchmarks/swap_games.py writes, ``signal_game.json`` what docs/curves.py collects.
+``swap_games.json`` and ``sequence_methods.json`` are what the benchmarks of these names write, ``signal_game.json``
+what docs/curves.py collects.
 """
 
 import json
@@ -29,6 +30,7 @@ EXAMPLES = (
 )
 COLUMNS = ("Gumbel-Softmax", "REINFORCE", "exact, T = 1", "exact, T = 10", "exact", "exact, schedule")
 SMALL_COLUMNS = (COLUMNS[0], "straight-through", *COLUMNS[1:], "exact, entmax15")
+EPOCH_OF_OBJECTS = 100  # steps, of 320 objects that an epoch shows 20 times in batches of 64
 MODES = {
     "marg": "`marg` (sparsemax)",
     "gs": "`gs` (Gumbel-Softmax, EGG's game)",
@@ -124,10 +126,26 @@ def signal_game(runs: Runs) -> Iterator[str]:
         yield row([label, spread(acc), spread(expected), *cost])
 
 
+def sequence_methods(results: list[dict[str, Any]]) -> Iterator[str]:
+    """The methods of messages of several symbols, each at the best setting of its grid."""
+    for result in results:
+        runs, options = result["runs"], result["runs"][0]["options"]
+        varied = "temperature" if options["mode"] == "gs" else "entropy coefficient"
+        setting = f"{options['lr']}, {varied} {options.get('sender_entropy_coeff', options.get('temperature'))}"
+        figures = [
+            spread([run[key] for run in runs if run[key] is not None], digits)
+            for key, digits in (("acc_train", 3), ("acc_unseen", 3), ("topsim", 2), ("posdis", 2), ("bosdis", 2))
+        ]
+        label = f"`{options['mode']}`" + (f" {options['normalizer']}" if "normalizer" in options else "")
+        steps = f"{options['n_epochs'] * EPOCH_OF_OBJECTS:,}"
+        yield row([label, steps, setting, *figures])
+
+
 def main() -> dict[str, list[str]]:
     """The rows of all tables, by the file that shows them and a name."""
     games = json.loads((FOLDER / "swap_games.json").read_text(encoding="utf-8"))
     signal = json.loads((FOLDER / "signal_game.json").read_text(encoding="utf-8"))
+    sequences = json.loads((FOLDER / "sequence_methods.json").read_text(encoding="utf-8"))
     return {
         "docs/results.md: EGG's games, success": list(examples(games)),
         "docs/results.md: EGG's games, cost": list(costs(games)),
@@ -136,6 +154,7 @@ def main() -> dict[str, list[str]]:
         "docs/support.md: small games, three tenths of the steps": list(
             small_games(games["with three tenths of the steps"])
         ),
+        "docs/results.md: messages of several symbols": list(sequence_methods(sequences["results"])),
         "README.md: swapped games": list(swaps(games["runs"])),
         "README.md: signal game": list(signal_game(signal["runs"])),
     }
