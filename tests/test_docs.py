@@ -98,3 +98,8 @@ def test_the_architecture_says_the_import_rule():
     for above, below in itertools.pairwise(rows):
         assert min(LAYERS[room] for room in above) > max(LAYERS[room] for room in below)
     assert set(re.findall(r"`(\w+)`", users)) == USERS_OF_HOST
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.json")), ids=lambda path: path.stem)
+def test_raw_data_can_be_read(path):
+    assert json.loads(path.read_text(encoding="utf-8"))
