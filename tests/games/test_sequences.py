@@ -102,6 +102,7 @@ def test_every_normalizer(monkeypatch, normalizer):
     assert_is_enumerated(game, theirs, mapping, monkeypatch, parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru-2", "gs", "acting", "transformer-causal", "three arguments", "four arguments"])
 @pytest.mark.parametrize(
     "options",
@@ -158,6 +159,7 @@ def test_bounded_games_are_unbiased(monkeypatch):
     assert (interaction.aux["receiver_calls"] == 3).all()
 
 
+@pytest.mark.slow
 def test_an_acting_receiver_learns_without_bias(monkeypatch):
     """The mean gradient over many draws of messages and actions is that of the expected loss over both."""
     sender, theirs = sharpened(*rnn_senders(max_support=4, normalizer="softmax"))
@@ -688,6 +690,7 @@ class TestTraining:
         assert {line["mode"] for line in losses} == {"train", "test"}
         assert all(0 <= line["length"] <= 2 for line in losses)
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("bias", [0.0, 50.0])
     def test_a_bound_of_one_message_is_no_collapse(self, bias):
@@ -707,6 +710,7 @@ class TestTraining:
             for _ in range(200):
                 game(*batch)
 
+    @pytest.mark.slow
     def test_a_resumed_run_is_an_uninterrupted_one(self, tmp_path):
         """With support control and draws of messages."""
         states = []
@@ -750,14 +754,11 @@ class TestTraining:
 
 
 @pytest.mark.slow
-def test_a_compiled_receiver(monkeypatch):
-    # torch.compile turns the checks of distributions off for the whole process
-    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
-
-
 @pytest.mark.parametrize("kind", ["four arguments", "gru-1", "gs"])
 @pytest.mark.parametrize("wrapped", [partial(torch.compile, backend="eager", dynamic=True), nn.DataParallel])
-def test_a_receiver_within_another_module(kind, wrapped):
+def test_a_receiver_within_another_module(monkeypatch, kind, wrapped):
+    # torch.compile turns the checks of distributions off for the whole process
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     sender, _ = sharpened(*rnn_senders("gru", max_support=None))
     receiver, batch = RECEIVERS[kind]().double(), batch_of(4)
     expected, interaction = SenderReceiverRnnMarg(sender, receiver, distance)(*batch)

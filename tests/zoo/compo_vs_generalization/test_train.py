@@ -325,6 +325,7 @@ class TestRuns:
         again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--no_cuda"])
         assert {**again, "seconds": 0} == {**final, "seconds": 0}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["marg", "marg bounded", "rf", "rf transformer", "gs"])
     def test_a_resumed_run_equals_the_whole_one(self, mode, tmp_path):
         options = [*SMALL, *MODES[mode], "--n_epochs=3", "--keep=3"]
@@ -353,6 +354,7 @@ class TestRuns:
         for first, later in zip(*steps, strict=True):
             assert torch.equal(first, later)
 
+    @pytest.mark.slow
     def test_one_seed_one_result(self, tmp_path):
         seeds = (5, 5, 6)
         results = [main([*SMALL, "--mode=rf", f"--random_seed={s}", f"--out={i}"]) for i, s in enumerate(seeds)]
@@ -366,6 +368,7 @@ class TestRuns:
         assert loss.requires_grad
         assert not any(value.requires_grad for value in played.aux.values())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["marg", "rf", "gs"])
     @pytest.mark.parametrize("sizes", [["--vocab_size=1"], ["--max_len=1"], ["--n_attributes=3", "--batch_size=1000"]])
     def test_smallest_and_other_sizes(self, mode, sizes):

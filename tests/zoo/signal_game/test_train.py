@@ -602,6 +602,7 @@ SEQUENCE_MODES = {
 
 
 @pytest.mark.usefixtures("few_test_games")
+@pytest.mark.slow
 class TestSeveralSymbols:
     PARAMS = (*SMALL, "--vocab_size=5", "--max_len=2", "--embedding_size=8", "--hidden_size=8", "--no_cuda")
 
