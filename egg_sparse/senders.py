@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,13 +96,13 @@ class SequenceSender(SparseWrapper):
             f"max_support={self.max_support}, {self._temperature_repr()}"
         )
 
+    @abc.abstractmethod
     def begin(self, *inputs: Any, **named: Any) -> Any:
         """The state of the empty prefix of every example; called as the agent is."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, state: Any, symbols: torch.Tensor | None) -> tuple[torch.Tensor, Any]:
         """The scores ``(N, V)`` of the next symbol, and the next state."""
-        raise NotImplementedError
 
     @property
     def _largest_support(self) -> int:

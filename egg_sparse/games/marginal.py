@@ -67,6 +67,7 @@ class MarginalGame(OneMessageGame):
     coupled = Option[Coupled](one_of(*get_args(Coupled)))
     bound = Option[Bound](one_of(*get_args(Bound)))
     length_cost: float = 0.0
+    _mechanics = "CommunicationMarg"
     _wrapper = "SparsemaxWrapper"
 
     def __init__(
@@ -333,7 +334,42 @@ def _mean_of_others(losses: torch.Tensor) -> torch.Tensor:
     return (losses.sum() - losses) / (losses.numel() - 1)
 
 
-class SymbolGameMarg(MarginalGame):
+class GameOfAgents(MarginalGame):
+    """The base of the games that have agents and a loss of their own."""
+
+    sender: nn.Module
+    receiver: nn.Module
+    loss: Callable
+
+    def forward(
+        self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None, *others: Any
+    ) -> tuple[torch.Tensor, host.core.Interaction]:
+        if others or isinstance(sender_input, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__} has agents of its own, but was given others, as a PopulationGame gives them to "
+                f"its mechanics: give the PopulationGame a {self._mechanics}"
+            )
+        batch = Batch(sender_input, labels, receiver_input, aux_input)
+        return self._communicate(self.sender, self.receiver, self.loss, batch)
+
+
+class Mechanics(MarginalGame):
+    """The base of the games that are given agents and a loss with every batch, as EGG's PopulationGame gives them."""
+
+    def forward(
+        self,
+        sender: Callable,
+        receiver: Callable,
+        loss: Callable,
+        sender_input: Any,
+        labels: Any,
+        receiver_input: Any = None,
+        aux_input: Any = None,
+    ) -> tuple[torch.Tensor, host.core.Interaction]:
+        return self._communicate(sender, receiver, loss, Batch(sender_input, labels, receiver_input, aux_input))
+
+
+class SymbolGameMarg(GameOfAgents):
     r"""A one-message Sender/Receiver game whose loss is the exact expectation over messages,
 
     .. math:: \frac{1}{B} \sum_b \Big( \sum_{m:\, p_b(m) > 0} p_b(m)\, \ell_b(m) - c\, H(p_b) \Big),
@@ -454,19 +490,8 @@ class SymbolGameMarg(MarginalGame):
         self.receiver = receiver
         self.loss = loss
 
-    def forward(
-        self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None, *others: Any
-    ) -> tuple[torch.Tensor, host.core.Interaction]:
-        if others or isinstance(sender_input, nn.Module):
-            raise TypeError(
-                "SymbolGameMarg has agents of its own, but was given others, as a PopulationGame gives them to its "
-                "mechanics: give the PopulationGame a CommunicationMarg"
-            )
-        batch = Batch(sender_input, labels, receiver_input, aux_input)
-        return self._communicate(self.sender, self.receiver, self.loss, batch)
 
-
-class CommunicationMarg(MarginalGame):
+class CommunicationMarg(Mechanics):
     """The mechanics of :class:`SymbolGameMarg` without agents of its own, for EGG's ``PopulationGame``.
 
     Called as ``mechanics(sender, receiver, loss, sender_input, labels, receiver_input, aux_input)``. The
@@ -487,15 +512,3 @@ class CommunicationMarg(MarginalGame):
         >>> interaction.message.shape
         torch.Size([8])
     """
-
-    def forward(
-        self,
-        sender: Callable,
-        receiver: Callable,
-        loss: Callable,
-        sender_input: Any,
-        labels: Any,
-        receiver_input: Any = None,
-        aux_input: Any = None,
-    ) -> tuple[torch.Tensor, host.core.Interaction]:
-        return self._communicate(sender, receiver, loss, Batch(sender_input, labels, receiver_input, aux_input))

@@ -16,7 +16,7 @@ from egg_sparse import host
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games.base import Option, check_number
 from egg_sparse.games.calls import Batch, ReceiverCall, Strategy
-from egg_sparse.games.marginal import Coupled, Evaluation, MarginalGame
+from egg_sparse.games.marginal import Coupled, Evaluation, GameOfAgents, MarginalGame, Mechanics
 from egg_sparse.games.sequence_receivers import output_at_end, reads_plainly, shared_prefixes
 from egg_sparse.games.snapshot import Snapshot
 
@@ -121,6 +121,7 @@ class SequenceGame(MarginalGame):
 
     length_cost = Option[float](check_number)
     _wrapper = "RnnSenderSparsemax"
+    _mechanics = "CommunicationRnnMarg"
 
     def __init__(
         self,
@@ -215,7 +216,7 @@ class SequenceGame(MarginalGame):
         return distribution.is_exact
 
 
-class SenderReceiverRnnMarg(SequenceGame):
+class SenderReceiverRnnMarg(SequenceGame, GameOfAgents):
     r"""A Sender/Receiver game of messages of several symbols whose loss is the expectation over all messages,
 
     .. math:: \frac{1}{B} \sum_b \Big( \sum_m p_b(m) (\ell_b(m) + \lambda\, |m|) - c\, H(p_b) \Big),
@@ -310,19 +311,8 @@ class SenderReceiverRnnMarg(SequenceGame):
         self.receiver = receiver
         self.loss = loss
 
-    def forward(
-        self, sender_input: Any, labels: Any, receiver_input: Any = None, aux_input: Any = None, *others: Any
-    ) -> tuple[torch.Tensor, host.core.Interaction]:
-        if others or isinstance(sender_input, nn.Module):
-            raise TypeError(
-                "SenderReceiverRnnMarg has agents of its own, but was given others, as a PopulationGame gives them to "
-                "its mechanics: give the PopulationGame a CommunicationRnnMarg"
-            )
-        batch = Batch(sender_input, labels, receiver_input, aux_input)
-        return self._communicate(self.sender, self.receiver, self.loss, batch)
 
-
-class CommunicationRnnMarg(SequenceGame):
+class CommunicationRnnMarg(SequenceGame, Mechanics):
     """The mechanics of :class:`SenderReceiverRnnMarg` without agents of its own, for EGG's ``PopulationGame``.
 
     Called as ``mechanics(sender, receiver, loss, sender_input, labels, receiver_input, aux_input)``. The options, the
@@ -342,15 +332,3 @@ class CommunicationRnnMarg(SequenceGame):
         >>> game(torch.randn(8, 5), None)[1].message.shape
         torch.Size([8, 4])
     """
-
-    def forward(
-        self,
-        sender: Callable,
-        receiver: Callable,
-        loss: Callable,
-        sender_input: Any,
-        labels: Any,
-        receiver_input: Any = None,
-        aux_input: Any = None,
-    ) -> tuple[torch.Tensor, host.core.Interaction]:
-        return self._communicate(sender, receiver, loss, Batch(sender_input, labels, receiver_input, aux_input))

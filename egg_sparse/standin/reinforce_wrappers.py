@@ -206,17 +206,8 @@ def _with_end(acts: list[_Acts]) -> _Acts:
     return symbols, log_probs, entropies
 
 
-class RnnReceiverReinforce(nn.Module):
-    """Reads a message ``(B, L)`` of symbol ids for an agent that acts: returns (action, log-probability, entropy).
-
-    Args:
-        agent: the module that is called as ``agent(encoded, input, aux_input)``, for example a ReinforceWrapper.
-        vocab_size: the number of symbols, with the end symbol 0.
-        embed_dim: the size of a symbol's embedding.
-        hidden_size: the size of the hidden state.
-        cell: the kind of network: rnn, gru or lstm.
-        num_layers: the number of layers.
-    """
+class _RnnReceiver(nn.Module):
+    """The base of the receivers that read a message with an RNN."""
 
     def __init__(
         self,
@@ -231,13 +222,26 @@ class RnnReceiverReinforce(nn.Module):
         self.agent = agent
         self.encoder = RnnEncoder(vocab_size, embed_dim, hidden_size, cell, num_layers)
 
+
+class RnnReceiverReinforce(_RnnReceiver):
+    """Reads a message ``(B, L)`` of symbol ids for an agent that acts: returns (action, log-probability, entropy).
+
+    Args:
+        agent: the module that is called as ``agent(encoded, input, aux_input)``, for example a ReinforceWrapper.
+        vocab_size: the number of symbols, with the end symbol 0.
+        embed_dim: the size of a symbol's embedding.
+        hidden_size: the size of the hidden state.
+        cell: the kind of network: rnn, gru or lstm.
+        num_layers: the number of layers.
+    """
+
     def forward(
         self, message: torch.Tensor, input: Any = None, aux_input: Any = None, lengths: torch.Tensor | None = None
     ) -> _Acts:
         return self.agent(self.encoder(message, lengths), input, aux_input)
 
 
-class RnnReceiverDeterministic(nn.Module):
+class RnnReceiverDeterministic(_RnnReceiver):
     """Reads a message ``(B, L)`` of symbol ids for an agent whose output is differentiable.
 
     Returns (output, log-probability, entropy), of which the latter two, ``(B,)``, are 0.
@@ -258,19 +262,6 @@ class RnnReceiverDeterministic(nn.Module):
     >>> output.shape, log_prob, entropy
     (torch.Size([2, 3]), tensor([0., 0.]), tensor([0., 0.]))
     """
-
-    def __init__(
-        self,
-        agent: nn.Module,
-        vocab_size: int,
-        embed_dim: int,
-        hidden_size: int,
-        cell: str = "rnn",
-        num_layers: int = 1,
-    ) -> None:
-        super().__init__()
-        self.agent = agent
-        self.encoder = RnnEncoder(vocab_size, embed_dim, hidden_size, cell, num_layers)
 
     def forward(
         self, message: torch.Tensor, input: Any = None, aux_input: Any = None, lengths: torch.Tensor | None = None
