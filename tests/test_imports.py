@@ -12,10 +12,13 @@ LAYERS = {
     "support": 1,
     "wrappers": 2,
     "senders": 2,
+    "language": 2,
     "games": 3,
     "estimators": 3,
-    "callbacks": 3,
-    "zoo": 4,
+    "callbacks": 4,
+    "zoo": 5,
+    "sweep": 6,
+    "report": 6,
 }
 USERS_OF_HOST = {"games", "estimators", "callbacks", "zoo"}
 
