@@ -1,0 +1,100 @@
+"""The language of a sender, on inputs of one's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from egg_sparse.distribution import SparseDistribution
+from egg_sparse.language.language import Kind, Language
+
+
+@torch.no_grad()
+def language_of(
+    sender: nn.Module,
+    inputs: torch.Tensor | Iterable[Any],
+    aux_input: Any = None,
+    weights: torch.Tensor | None = None,
+    batch_size: int = 1024,
+) -> Language:
+    """The language of a sender.
+
+    A sender of this package speaks its exact language. Any other sender of EGG's, which samples its messages or relaxes
+    them, speaks that of the messages that it sends in evaluation: the most probable ones. The sender is called in
+    evaluation mode, and then is in the mode that it was in before.
+
+    Args:
+        sender: the sender.
+        inputs: the inputs ``(N, ...)``, or EGG's batches (a DataLoader), each a tuple of the sender's input, labels,
+            the receiver's input and the auxiliary input.
+        aux_input: the auxiliary input, a dict of tensors with N entries; None where there is none, or where the batches
+            have it.
+        weights: the weights of the inputs ``(N,)``; None for equal ones.
+        batch_size: the number of inputs of a call.
+
+    Returns:
+        The language, on the device of the sender's parameters.
+
+    Raises:
+        TypeError: the sender returns neither a distribution nor messages.
+
+    Example:
+        >>> from egg_sparse import SparsemaxWrapper
+        >>> class Agent(nn.Module):
+        ...     def forward(self, scores, aux_input=None):
+        ...         return scores
+        >>> sender = SparsemaxWrapper(Agent(), support=None)
+        >>> language_of(sender, torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.0, 0.5]])).synonyms()
+        1.5
+    """
+    was_training = sender.training
+    parameter = next(sender.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    sender.eval()
+    try:
+        parts = [
+            _spoken(sender, _moved(sent, device), _moved(aux, device))
+            for sent, aux in _batches(inputs, aux_input, batch_size)
+        ]
+    finally:
+        sender.train(was_training)
+    distributions = [part for part in parts if isinstance(part, SparseDistribution)]
+    if len(distributions) == len(parts):
+        return Language(distributions, weights)
+    messages = torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
+    kind: Kind | None = "symbols" if messages.dim() == 1 else None
+    return Language.of_messages(messages, kind, weights)
+
+
+def _batches(inputs: Any, aux_input: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
+    if not isinstance(inputs, torch.Tensor):
+        for batch in inputs:
+            sent, _, _, aux = (*batch, None, None, None)[:4]
+            yield sent, aux
+        return
+    for start in range(0, len(inputs), batch_size):
+        part = slice(start, start + batch_size)
+        yield inputs[part], None if aux_input is None else {name: value[part] for name, value in aux_input.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(each, device) for name, each in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _spoken(sender: nn.Module, sender_input: Any, aux_input: Any) -> SparseDistribution | torch.Tensor:
+    """The distribution of the messages, or the messages themselves."""
+    distribution = getattr(sender, "distribution", None)
+    output = distribution(sender_input, aux_input) if callable(distribution) else sender(sender_input, aux_input)
+    if isinstance(output, SparseDistribution):
+        return output
+    message = output[0] if isinstance(output, tuple) else output
+    if not isinstance(message, torch.Tensor):
+        raise TypeError(f"sender must return a distribution or messages, got {type(message).__name__}")
+    if message.is_floating_point() and message.dim() == 2:
+        return message.argmax(1)
+    return message
