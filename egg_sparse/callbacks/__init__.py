@@ -1,0 +1,21 @@
+"""EGG callbacks: metrics, statistics of the messages, seeds and schedules."""
+
+from egg_sparse.callbacks.messages import MessageEntropy, TopographicSimilarity, symbols_of
+from egg_sparse.callbacks.metrics import MetricsWriter, mean_metrics
+from egg_sparse.callbacks.progress import TrainingProgress
+from egg_sparse.callbacks.schedules import Schedule, StepTemperature, SupportSchedule
+from egg_sparse.callbacks.seeds import EpochSeeds, EpochSetter
+
+__all__ = [
+    "EpochSeeds",
+    "EpochSetter",
+    "MessageEntropy",
+    "MetricsWriter",
+    "Schedule",
+    "StepTemperature",
+    "SupportSchedule",
+    "TopographicSimilarity",
+    "TrainingProgress",
+    "mean_metrics",
+    "symbols_of",
+]

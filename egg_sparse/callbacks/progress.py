@@ -1,0 +1,67 @@
+"""A progress bar of the training."""
+
+from __future__ import annotations
+
+from egg_sparse import host
+from egg_sparse.callbacks.metrics import mean_metrics
+
+
+class TrainingProgress(host.core.Callback):
+    """A progress bar of the whole training, with the last metrics of the validation, or of the training without one.
+
+    Args:
+        n_epochs: the last epoch of the training.
+        batches_per_epoch: the number of training batches per epoch.
+        metrics: the names of the metrics to show, of which those that are not reported are left out.
+    """
+
+    def __init__(
+        self,
+        n_epochs: int,
+        batches_per_epoch: int,
+        metrics: tuple[str, ...] = ("acc", "loss", "support", "sender_entropy"),
+    ) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.metrics = metrics
+        self.batches_per_epoch = batches_per_epoch
+        self.progress = Progress(
+            TextColumn("epoch"),
+            TextColumn("[bold]{task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[shown]}"),
+        )
+        self.task = self.progress.add_task("", total=n_epochs * batches_per_epoch, epoch="0", shown="")
+
+    def _show(self, phase: str, loss: float, logs: host.core.Interaction) -> None:
+        means = mean_metrics(loss, logs)
+        shown = "  ".join(f"{name} {means[name]:.3f}" for name in self.metrics if name in means)
+        self.progress.update(self.task, shown=f"[dim]{phase}[/dim] {shown}")
+
+    def on_train_begin(self, trainer_instance: host.core.Trainer) -> None:
+        super().on_train_begin(trainer_instance)
+        self.progress.update(self.task, completed=trainer_instance.start_epoch * self.batches_per_epoch)
+        self.progress.start()
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self.progress.update(self.task, epoch=str(epoch))
+
+    def on_batch_end(self, logs: host.core.Interaction, loss: float, batch_id: int, is_training: bool = True) -> None:
+        if is_training:
+            self.progress.advance(self.task)
+
+    def on_epoch_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
+        if self.trainer.validation_data is None or self.trainer.validation_freq <= 0:
+            self._show("train", loss, logs)
+
+    def on_validation_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
+        self._show("validation", loss, logs)
+
+    def on_train_end(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Releases the terminal, at the end of the training or after an exception."""
+        self.progress.stop()
