@@ -1,5 +1,6 @@
 """EGG callbacks: metrics, statistics of the messages, seeds and schedules."""
 
+from egg_sparse.callbacks.language import LanguageStatistics, interaction_of
 from egg_sparse.callbacks.messages import MessageEntropy, TopographicSimilarity, symbols_of
 from egg_sparse.callbacks.metrics import MetricsWriter, mean_metrics
 from egg_sparse.callbacks.progress import TrainingProgress
@@ -9,6 +10,7 @@ from egg_sparse.callbacks.seeds import EpochSeeds, EpochSetter
 __all__ = [
     "EpochSeeds",
     "EpochSetter",
+    "LanguageStatistics",
     "MessageEntropy",
     "MetricsWriter",
     "Schedule",
@@ -16,6 +18,7 @@ __all__ = [
     "SupportSchedule",
     "TopographicSimilarity",
     "TrainingProgress",
+    "interaction_of",
     "mean_metrics",
     "symbols_of",
 ]

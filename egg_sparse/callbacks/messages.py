@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from egg_sparse import host
+from egg_sparse.language import symbols_of
 
 
 def _logged(logs: host.core.Interaction, name: str) -> torch.Tensor:
@@ -20,12 +21,6 @@ def _logged(logs: host.core.Interaction, name: str) -> torch.Tensor:
     if part is None:
         raise ValueError(f"the Interaction has no {name}: the game's LoggingStrategy must have store_{name}=True")
     return part.reshape(len(part), -1)
-
-
-def symbols_of(message: torch.Tensor) -> torch.Tensor:
-    """The symbols ``(B, L)`` of sequences, ids or one-hot rows ``(B, L, V)``, zeros from the end symbol on."""
-    symbols = message.argmax(-1) if message.dim() == 3 else message
-    return symbols * (symbols != 0).long().cumprod(1)
 
 
 def _messages(logs: host.core.Interaction) -> torch.Tensor:

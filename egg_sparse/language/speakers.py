@@ -10,6 +10,7 @@ from torch import nn
 
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.language.language import Kind, Language
+from egg_sparse.mappings import softmax
 
 
 @torch.no_grad()
@@ -19,12 +20,14 @@ def language_of(
     aux_input: Any = None,
     weights: torch.Tensor | None = None,
     batch_size: int = 1024,
+    max_support: int | None = 1024,
 ) -> Language:
     """The language of a sender.
 
-    A sender of this package speaks its exact language. Any other sender of EGG's, which samples its messages or relaxes
-    them, speaks that of the messages that it sends in evaluation: the most probable ones. The sender is called in
-    evaluation mode, and then is in the mode that it was in before.
+    A sender that sums over messages speaks its exact language, and so do all senders of one symbol, EGG's
+    GumbelSoftmaxWrapper and ReinforceWrapper among them: their symbols have the probabilities softmax(scores). Any
+    other sender speaks that of the messages that it sends in evaluation, the most probable ones. The sender is called
+    in evaluation mode, and then is in the mode that it was in before.
 
     Args:
         sender: the sender.
@@ -34,6 +37,9 @@ def language_of(
             have it.
         weights: the weights of the inputs ``(N,)``; None for equal ones.
         batch_size: the number of inputs of a call.
+        max_support: for a sender of several symbols, the number of messages per input up to which its language is
+            exact, and above which it is drawn, if that is more than the sender's own ``max_support``; None for any
+            number.
 
     Returns:
         The language, on the device of the sender's parameters.
@@ -51,9 +57,12 @@ def language_of(
         1.5
     """
     was_training = sender.training
+    own_bound: Any = getattr(sender, "max_support", None)
     parameter = next(sender.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     sender.eval()
+    if own_bound is not None and (max_support is None or max_support > own_bound):
+        sender.max_support = max_support  # type: ignore[assignment]
     try:
         parts = [
             _spoken(sender, _moved(sent, device), _moved(aux, device))
@@ -61,6 +70,8 @@ def language_of(
         ]
     finally:
         sender.train(was_training)
+        if own_bound is not None:
+            sender.max_support = own_bound
     distributions = [part for part in parts if isinstance(part, SparseDistribution)]
     if len(distributions) == len(parts):
         return Language(distributions, weights)
@@ -86,12 +97,29 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+EGG_WRAPPERS = ("GumbelSoftmaxWrapper", "ReinforceWrapper")
+"""EGG's wrappers of an agent that scores symbols."""
+
+
 def _spoken(sender: nn.Module, sender_input: Any, aux_input: Any) -> SparseDistribution | torch.Tensor:
     """The distribution of the messages, or the messages themselves."""
-    distribution = getattr(sender, "distribution", None)
-    output = distribution(sender_input, aux_input) if callable(distribution) else sender(sender_input, aux_input)
+    distribution: Any = getattr(sender, "distribution", None)
+    relaxed: Any = getattr(sender, "with_distribution", None)
+    if callable(distribution):
+        output = distribution(sender_input, aux_input)
+    elif callable(relaxed):
+        _, output = relaxed(sender_input, aux_input)
+    else:
+        output = sender(sender_input, aux_input)
     if isinstance(output, SparseDistribution):
         return output
+    if any(ancestor.__name__ in EGG_WRAPPERS for ancestor in type(sender).__mro__):
+        agent: Any = sender.agent
+        return softmax(agent(sender_input, aux_input))
+    if isinstance(output, torch.distributions.Categorical):
+        return softmax(output.logits)
+    if isinstance(output, torch.distributions.Distribution):
+        return output.mode
     message = output[0] if isinstance(output, tuple) else output
     if not isinstance(message, torch.Tensor):
         raise TypeError(f"sender must return a distribution or messages, got {type(message).__name__}")

@@ -295,7 +295,8 @@ class Topography:
 
         def message_weights(rows: slice) -> torch.Tensor:
             pairs = language.marginal[rows, None] * language.marginal
-            return pairs.sub_(_transposed_columns(same, rows).to_dense()).div_(total)
+            of_one_input = _transposed_columns(same, rows).to_dense() if same.is_sparse else same[rows]
+            return pairs.sub_(of_one_input).div_(total)
 
         ranked = correlation == "spearman"
         of_inputs = self.inputs.measured(input_weights, ranked)
@@ -367,10 +368,22 @@ def _matrix(language: Language) -> torch.Tensor:
 
 
 def _pairs_of_one_input(language: Language) -> torch.Tensor:
-    """The sum over inputs of p(x)^2 p(m | x) p(m' | x) as a sparse matrix ``(U, U)``."""
+    """The sum over inputs of p(x)^2 p(m | x) p(m' | x) as a matrix ``(U, U)``, sparse where supports are small."""
     inputs, order = language.inputs.sort()
     joint, index = language.joint[order], language.index[order]
     counts = torch.bincount(inputs, minlength=len(language))
+    n_messages = len(language.messages)
+    if n_messages**2 <= min(KEPT, int(counts.square().sum())):
+        dense = torch.zeros(n_messages, n_messages, dtype=torch.double, device=joint.device)
+        ends = counts.cumsum(0)
+        n_inputs = max(1, BLOCK // n_messages)
+        for start in range(0, len(language), n_inputs):
+            first = int(ends[start] - counts[start])
+            last = int(ends[min(start + n_inputs, len(language)) - 1])
+            rows = torch.zeros(n_inputs, n_messages, dtype=torch.double, device=joint.device)
+            rows[inputs[first:last] - start, index[first:last]] = joint[first:last]
+            dense.addmm_(rows.t(), rows)
+        return dense
     partners = counts[inputs]
     first = torch.repeat_interleave(torch.arange(len(inputs), device=inputs.device), partners)
     offset = torch.arange(len(first), device=inputs.device) - (partners.cumsum(0) - partners)[first]

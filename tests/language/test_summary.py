@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from egg_sparse import SparseDistribution, SparsemaxWrapper
+from egg_sparse.estimators import BitVectorSampler, RelaxedWrapper, SymbolSampler
 from egg_sparse.language import Language, exact_and_greedy, language_of, standard_errors, statistics
 from egg_sparse.mappings import sparsemax
 
@@ -50,6 +51,18 @@ def test_constant_messages_and_one_attribute_are_defined(shape):
     says_all = statistics(Language.of_messages(torch.arange(6)), torch.arange(6))
     assert says_all["posdis"] == pytest.approx(1)
     assert says_all["residual_entropy"] == says_all["conflict_count"] == 0
+
+
+def test_the_order_of_symbols_matters_to_posdis_alone():
+    messages = ATTRIBUTES + torch.tensor([1, 5])
+    messages[::3] = messages[::3].flip(1)
+    found = statistics(Language.of_messages(messages), ATTRIBUTES)
+    assert found["bosdis"] == pytest.approx(1)
+    assert found["posdis"] < 0.6
+
+
+def test_messages_that_are_equally_far_apart_have_no_topographic_similarity():
+    assert statistics(Language.of_messages(torch.arange(16)), ATTRIBUTES)["topsim"] == 0
 
 
 def test_of_one_input():
@@ -141,12 +154,22 @@ class TestLanguageOf:
         assert torch.allclose(language_of(sender, batches).marginal, language_of(sender, self.inputs).marginal)
 
     @pytest.mark.parametrize("relaxed", [True, False])
-    def test_of_other_senders_is_their_greedy_language(self, core, relaxed):
+    def test_of_other_senders_of_symbols(self, core, relaxed):
         agent = Agent(3, 5)
         sender = core.GumbelSoftmaxWrapper(agent) if relaxed else core.ReinforceWrapper(LogProbs(agent))
         found = language_of(sender, self.inputs)
-        assert found.kind == "symbols"
-        assert torch.equal(found.positions[:, 0], agent(self.inputs).argmax(1))
+        probs = agent(self.inputs).softmax(1)
+        assert torch.allclose(found.marginal.float(), probs.mean(0))
+        assert torch.equal(found.greedy().positions[:, 0], probs.argmax(1))
+
+    @pytest.mark.parametrize("relaxed", [True, False])
+    def test_of_samplers(self, relaxed):
+        sampler = SymbolSampler(agent := Agent(3, 5))
+        found = language_of(RelaxedWrapper(sampler) if relaxed else sampler, self.inputs)
+        assert torch.equal(found.greedy().positions[:, 0], agent(self.inputs).argmax(1))
+        assert found.synonyms() == pytest.approx(5)
+        bits = language_of(BitVectorSampler(agent), self.inputs)
+        assert torch.equal(bits.positions, (agent(self.inputs) > 0).long())
 
     def test_of_sequences_of_other_senders(self, core):
         sender = core.RnnSenderReinforce(Agent(3, 6), 5, 4, 6, max_len=3)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from egg_sparse import host
+from egg_sparse.language import Language, bosdis, posdis, topographic_similarity
 from egg_sparse.zoo import methods, plots, resume, sequences, training
 from egg_sparse.zoo.cli import ZooParser, number
-from egg_sparse.zoo.compo_vs_generalization import data, language
+from egg_sparse.zoo.compo_vs_generalization import data
 from egg_sparse.zoo.compo_vs_generalization.data import ObjectLoader, Split
 from egg_sparse.zoo.compo_vs_generalization.games import BASELINES, METHODS, build_game
 from egg_sparse.zoo.sequences import CELLS
@@ -114,16 +115,18 @@ def build_loaders(opts: argparse.Namespace, split: Split) -> dict[str, ObjectLoa
     }
 
 
-def describe_language(opts: argparse.Namespace, objects: torch.Tensor, messages: torch.Tensor) -> dict[str, Any]:
+def describe_language(objects: torch.Tensor, messages: torch.Tensor) -> dict[str, Any]:
     """The statistics of objects' messages ``(n, L)``."""
+    language = Language.of_messages(messages, "sequences")
     chosen = torch.randperm(len(objects), generator=torch.Generator().manual_seed(LANGUAGE_SEED))
     compared = chosen[:LANGUAGE_OBJECTS]
+    some = Language.of_messages(messages[compared], "sequences")
     return {
-        "length": float((messages != 0).sum(1).float().mean()),
-        "messages_used": len(messages.unique(dim=0)),
-        "topsim": language.topographic_similarity(objects[compared], messages[compared]),
-        "posdis": language.posdis(objects, messages),
-        "bosdis": language.bosdis(objects, messages, opts.vocab_size),
+        "length": language.expected_length(),
+        "messages_used": language.messages_used(),
+        "topsim": topographic_similarity(some, objects[compared], message_distance="levenshtein"),
+        "posdis": posdis(language, objects),
+        "bosdis": bosdis(language, objects),
     }
 
 
@@ -137,7 +140,7 @@ def evaluate(
     for part, figures in greedy.items():
         for name in ("acc", "acc_or"):
             results[f"{name}_{part}"] = float(figures[name].float().mean())
-    results |= describe_language(opts, split.train, greedy["train"]["message"])
+    results |= describe_language(split.train, greedy["train"]["message"])
     calls = method.receiver_calls(opts, 0)
     if method.sums:
         expected = {part: sequences.play(game, loaders[part], opts.device, "expected") for part in ("train", "unseen")}

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import math
 import re
 from collections import Counter
 
@@ -12,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
 
 from egg_sparse import host
+from egg_sparse.language import Language, bosdis, posdis, topographic_similarity
 from egg_sparse.zoo import checkpoints
 from egg_sparse.zoo.cli import run
-from egg_sparse.zoo.compo_vs_generalization import data, language, train
+from egg_sparse.zoo.compo_vs_generalization import data, train
 from egg_sparse.zoo.compo_vs_generalization.games import build_game, reconstruction_loss
 from egg_sparse.zoo.compo_vs_generalization.train import PROG, build_loaders, main, parse_options
 from egg_sparse.zoo.sequences import play
@@ -104,82 +103,17 @@ def test_loss_is_the_mean_over_scored_attributes():
         assert aux["acc_or"][n] == sum(right) / len(right)
 
 
-def entropy_of(values):
-    counts = Counter(values)
-    return -sum(count / len(values) * math.log(count / len(values)) for count in counts.values())
-
-
-def slow_gap(attributes, columns):
-    gaps = []
-    for column in columns:
-        entropy = entropy_of(column)
-        if entropy > 0:
-            information = sorted(
-                entropy_of(each) + entropy - entropy_of(list(zip(each, column, strict=True))) for each in attributes
-            )
-            gaps.append((information[-1] - information[-2]) / entropy)
-    return sum(gaps) / len(gaps) if gaps else None
-
-
-def slow_edit_distance(first, second):
-    if not first or not second:
-        return len(first) + len(second)
-    return min(
-        slow_edit_distance(first[1:], second) + 1,
-        slow_edit_distance(first, second[1:]) + 1,
-        slow_edit_distance(first[1:], second[1:]) + (first[0] != second[0]),
-    )
-
-
-class TestLanguage:
-    @staticmethod
-    def languages():
-        generator = torch.Generator().manual_seed(0)
-        for n_attributes, n_values, vocab_size, max_len in [(2, 4, 5, 2), (3, 3, 4, 3), (2, 5, 3, 1), (2, 3, 2, 3)]:
-            attributes = torch.from_numpy(data.all_objects(n_attributes, n_values))
-            messages = torch.randint(0, vocab_size, (len(attributes), max_len), generator=generator)
-            messages = messages * (messages != 0).long().cumprod(1)
-            yield attributes, torch.nn.functional.pad(messages, (0, 1)), vocab_size
-
-    def test_posdis_and_bosdis_equal_brute_force(self):
-        for attributes, messages, vocab_size in self.languages():
-            by_attribute = attributes.T.tolist()
-            assert language.posdis(attributes, messages) == pytest.approx(slow_gap(by_attribute, messages.T.tolist()))
-            counts = [(messages == symbol).sum(1).tolist() for symbol in range(1, vocab_size)]
-            assert language.bosdis(attributes, messages, vocab_size) == pytest.approx(slow_gap(by_attribute, counts))
-
-    def test_posdis_and_bosdis_are_those_of_egg(self, egg):
-        for attributes, messages, vocab_size in self.languages():
-            assert language.posdis(attributes, messages) == pytest.approx(
-                egg.language_analysis.Disent.posdis(attributes, messages), abs=1e-5
-            )
-            assert language.bosdis(attributes, messages, vocab_size) == pytest.approx(
-                egg.language_analysis.Disent.bosdis(attributes, messages, vocab_size), abs=1e-5
-            )
-
-    def test_topographic_similarity_equals_brute_force(self):
-        for attributes, messages, _ in self.languages():
-            pairs = list(itertools.combinations(range(len(attributes)), 2))
-            between_objects = [int((attributes[i] != attributes[j]).sum()) for i, j in pairs]
-            between_messages = [slow_edit_distance(messages[i].tolist(), messages[j].tolist()) for i, j in pairs]
-            expected = spearmanr(between_objects, between_messages).statistic
-            assert language.topographic_similarity(attributes, messages) == pytest.approx(expected)
-
-    def test_orders_of_symbols_matter_to_posdis_alone(self):
-        attributes = torch.from_numpy(data.all_objects(2, 4))
-        shuffled = attributes + torch.tensor([1, 5])
-        shuffled[::3] = shuffled[::3].flip(1)
-        assert language.bosdis(attributes, shuffled, 9) == pytest.approx(1)
-        assert language.posdis(attributes, shuffled) < 0.6
-
-    @pytest.mark.filterwarnings("error")
-    def test_constant_languages_have_no_statistics(self):
-        attributes, same = torch.from_numpy(data.all_objects(2, 3)), torch.ones(9, 2, dtype=torch.long)
-        assert language.posdis(attributes, same) is None
-        assert language.bosdis(attributes, same, 4) is None
-        assert language.topographic_similarity(attributes, same) is None
-        equally_far = torch.arange(1, 10)[:, None]
-        assert language.topographic_similarity(attributes, equally_far) is None
+def test_the_language_is_that_of_the_greedy_messages():
+    objects = torch.from_numpy(data.all_objects(2, 4))
+    messages = torch.nn.functional.pad(objects + 1, (0, 1))
+    messages[0, 0] = 0
+    found = train.describe_language(objects, messages)
+    language = Language.of_messages(messages)
+    assert found["length"] == pytest.approx(2 - 2 / 16)
+    assert found["messages_used"] == 16
+    assert found["posdis"] == posdis(language, objects)
+    assert found["bosdis"] == bosdis(language, objects)
+    assert found["topsim"] == topographic_similarity(language, objects, message_distance="levenshtein")
 
 
 MODES = {
