@@ -378,10 +378,10 @@ def _pairs_of_one_input(language: Language) -> torch.Tensor:
         ends = counts.cumsum(0)
         n_inputs = max(1, BLOCK // n_messages)
         for start in range(0, len(language), n_inputs):
-            first = int(ends[start] - counts[start])
-            last = int(ends[min(start + n_inputs, len(language)) - 1])
+            begin = int(ends[start] - counts[start])
+            end = int(ends[min(start + n_inputs, len(language)) - 1])
             rows = torch.zeros(n_inputs, n_messages, dtype=torch.double, device=joint.device)
-            rows[inputs[first:last] - start, index[first:last]] = joint[first:last]
+            rows[inputs[begin:end] - start, index[begin:end]] = joint[begin:end]
             dense.addmm_(rows.t(), rows)
         return dense
     partners = counts[inputs]

@@ -16,7 +16,9 @@ def test_an_accelerator_gives_the_same_numbers(accelerator, distance):
     here = exact_and_greedy(Language(sparsemax(SCORES)), ATTRIBUTES, ATTRIBUTES + 1.0, distance)
     there = Language(sparsemax(SCORES.to(accelerator.device)))
     assert there.marginal.device.type == accelerator.device.type
-    found = exact_and_greedy(there, ATTRIBUTES.to(accelerator.device), ATTRIBUTES.to(accelerator.device) + 1.0, distance)
+    found = exact_and_greedy(
+        there, ATTRIBUTES.to(accelerator.device), ATTRIBUTES.to(accelerator.device) + 1.0, distance
+    )
     for name in ("exact", "greedy"):
         assert found[name] == pytest.approx(here[name], abs=1e-9)
 
