@@ -10,45 +10,35 @@ from typing import Any
 
 import torch
 
-from egg_sparse.zoo import run_folder
-
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-"""Colors that the color-blind can tell apart, of Okabe and Ito."""
+from egg_sparse.zoo import look, run_folder
 
 
 def grid(images: torch.Tensor, columns: int, path: pathlib.Path, title: str) -> None:
     """Draws square grey images ``(n, n_pixels)`` with values in [0, 1], 0 is black, row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     side = math.isqrt(images.shape[1])
     rows = -(-len(images) // columns)
     canvas = torch.ones(rows * columns, side + 1, side + 1)
     canvas[: len(images), :side, :side] = images.detach().cpu().reshape(-1, side, side)
     canvas = canvas.reshape(rows, columns, side + 1, side + 1).transpose(1, 2).reshape(rows * (side + 1), -1)
-    figure = Figure(figsize=(0.6 * columns, 0.6 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize="small")
-    axes.set_axis_off()
-    run_folder.save_figure(figure, path)
+    with look.applied():
+        figure = look.new_figure(0.6 * columns, 0.6 * rows + 0.4)
+        axes = figure.add_subplot()
+        axes.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=look.SMALL)
+        axes.set_axis_off()
+        run_folder.save_figure(figure, path)
 
 
 def histogram(values: torch.Tensor, path: pathlib.Path, label: str) -> None:
     """Draws how often each whole number occurs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     numbers, counts = values.long().unique(return_counts=True)
-    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.bar(numbers.tolist(), counts.tolist())
-    axes.set(xlabel=label, ylabel="test images")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    run_folder.save_figure(figure, path)
+    with look.applied():
+        figure = look.new_figure(4.8, 3.2)
+        axes = figure.add_subplot()
+        axes.bar(numbers.tolist(), counts.tolist(), color=look.BLUE)
+        axes.set(xlabel=label, ylabel="test images")
+        look.whole_numbers(axes.xaxis)
+        run_folder.save_figure(figure, path)
 
 
 @dataclass(frozen=True)
@@ -116,20 +106,17 @@ def curves(
         path: the path of the PNG.
         title: the title above all panels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = [panel for panel in panels if any(_points(history, curve) for curve in panel.curves)]
     if not shown:
         return
     columns = len(shown) if len(shown) < 4 else 2
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    for position, panel in enumerate(shown, 1):
-        _plot_panel(figure.add_subplot(rows, columns, position), panel, history, results)
-    figure.suptitle(title, fontsize="medium")
-    run_folder.save_figure(figure, path)
+    with look.applied():
+        figure = look.new_figure(5.6 * columns, 3.4 * rows + 0.3)
+        for position, panel in enumerate(shown, 1):
+            _plot_panel(figure.add_subplot(rows, columns, position), panel, history, results)
+        figure.suptitle(title)
+        run_folder.save_figure(figure, path)
 
 
 def _points(history: list[dict[str, Any]], curve: Curve) -> list[tuple[int, float]]:
@@ -141,51 +128,27 @@ def _points(history: list[dict[str, Any]], curve: Curve) -> list[tuple[int, floa
 
 
 def _plot_panel(axes: Any, panel: Panel, history: list[dict[str, Any]], results: dict[str, Any]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    labels: list[tuple[float, str, str]] = []  # height, text, color
-    validation_colors = iter((_ORANGE, _GREEN))
+    labels = []
+    validation_colors = iter((look.VERMILION, look.GREEN))
     last_epoch = max(record["epoch"] for record in history)
     for curve in panel.curves:
         train = curve.phase == "train"
-        color = _BLUE if train else next(validation_colors)
+        color = look.BLUE if train else next(validation_colors)
         points = _points(history, curve)
         if points:
             epochs, values = zip(*points, strict=True)
             marker = "." if len(points) < 30 else None
             axes.plot(epochs, values, "--" if train else "-", color=color, marker=marker)
-            labels.append((values[-1], curve.label("training" if train else curve.phase, curve.kind), color))
+            name = curve.label("training" if train else curve.phase, curve.kind)
+            labels.append(look.Label(epochs[-1], values[-1], name, color))
         if curve.test in results:
             value = results[curve.test]
             axes.plot([last_epoch], [value], "D", color=color, markeredgecolor="white", markersize=8, clip_on=False)
             kind = curve.kind if curve.test_kind is None else curve.test_kind
-            labels.append((value, f"{curve.label('test', kind)}: {value:.4g}", color))
+            labels.append(look.Label(last_epoch, value, f"{curve.label('test', kind)}: {value:.4g}", color))
     if panel.chance is not None:
-        axes.axhline(panel.chance, color=_GREY, linestyle=":")
-        labels.append((panel.chance, f"chance: {panel.chance:.4g}", _GREY))
+        labels.append(look.draw_chance(axes, panel.chance))
     axes.set(xlabel="epoch", ylabel=panel.quantity)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    _write_beside(axes, labels)
-
-
-_LINE_HEIGHT = 0.075  # a line of text, in heights of the axes
-
-
-def _write_beside(axes: Any, labels: list[tuple[float, str, str]]) -> None:
-    """Writes labels to the right of the axes at their values, as far apart as lines of text are."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    labels = sorted(labels)
-    heights = [(value - low) / (high - low) for value, _, _ in labels]
-    places = list(heights)
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + _LINE_HEIGHT)
-    top = 1.0
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], top)
-        top = places[i] - _LINE_HEIGHT
-    for height, place, (_, text, color) in zip(heights, places, labels, strict=True):
-        kwargs = {"transform": axes.transAxes, "color": color, "clip_on": False}
-        axes.plot([1.0, 1.04], [height, place], linewidth=0.8, **kwargs)
-        axes.text(1.05, place, text, fontsize="small", verticalalignment="center", **kwargs)
+    look.whole_numbers(axes.xaxis)
+    axes.grid(True)
+    look.write_beside(axes, labels)

@@ -1,4 +1,4 @@
-"""The folder of a run: its options, metrics, checkpoints, curves and results."""
+"""The folder of a run: its options, metrics, costs, checkpoints, curves and results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jsonl", "curves.png", "checkpoints"
-RESULTS_FILE = "results.json"
+RESULTS_FILE, COSTS_FILE = "results.json", "costs.jsonl"
 
 # options of where a run happens, not of what it computes: --evaluate and --resume do not take them over
 _NOT_SAVED = {
@@ -139,7 +139,7 @@ def _link(unfinished: pathlib.Path, path: pathlib.Path) -> None:
 def save_figure(figure: Any, path: pathlib.Path) -> None:
     """Saves a figure as a PNG."""
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=120)
+        figure.savefig(unfinished, format="png")
 
 
 def write_results(folder: pathlib.Path, results: dict[str, Any]) -> None:
@@ -206,21 +206,35 @@ def load_options_of(folder: pathlib.Path) -> dict[str, Any]:
     return {name: value for name, value in saved.items() if name not in _NOT_SAVED}
 
 
-def keep_metrics_until(folder: pathlib.Path, epoch: int) -> list[dict[str, Any]]:
+def read_records(file: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file that are objects with an epoch, and the number of the others, which are damaged."""
+    records, damaged = [], 0
+    for line in file.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+            records.append(record)
+        else:
+            damaged += 1
+    return records, damaged
+
+
+def keep_metrics_until(folder: pathlib.Path, epoch: int, name: str = METRICS_FILE) -> list[dict[str, Any]]:
     """Removes the epochs after this one, and damaged lines, from ``metrics.jsonl``, and returns the others.
 
     An interrupted run reports epochs that it does not save, and may write half a line.
+
+    Args:
+        folder: the run folder.
+        epoch: the last epoch to keep.
+        name: the name of another file of epochs.
     """
-    file = folder / METRICS_FILE
+    file = folder / name
     kept = []
     if file.is_file():
-        for line in file.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int) and record["epoch"] <= epoch:
-                kept.append(record)
+        kept = [record for record in read_records(file)[0] if record["epoch"] <= epoch]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         if text.encode() != file.read_bytes():
             with whole_file(file) as unfinished:

@@ -149,6 +149,33 @@ class TransferOfInteractions(host.core.Callback):
         self.hook.remove()
 
 
+class CostsWriter(host.core.Callback):
+    """Writes what the training has cost by the end of each epoch, in a file of its own: metrics do not depend on time.
+
+    A line has the ``seconds`` of training, without validation, and the ``examples`` that have been played; those of the
+    epochs before a run was resumed count.
+
+    Args:
+        path: the file, to which a line with a JSON object is appended per epoch.
+        so_far: the last line of the run that goes on.
+    """
+
+    def __init__(self, path: pathlib.Path, so_far: dict[str, Any] | None) -> None:
+        self.path = path
+        self.seconds, self.examples = (so_far["seconds"], so_far["examples"]) if so_far else (0.0, 0)
+        self.began = 0.0
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self.began = time.perf_counter()
+
+    def on_epoch_end(self, loss: float, logs: Any, epoch: int) -> None:
+        self.seconds += time.perf_counter() - self.began
+        self.examples += logs.size
+        line = {"epoch": epoch, "seconds": round(self.seconds, 3), "examples": self.examples}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
 @dataclass
 class Run:
     """A run whose training has ended, in the leading process.
@@ -158,12 +185,14 @@ class Run:
         history: the records of ``metrics.jsonl``.
         title: the title above the curves.
         unfinished: whether the folder lacks pictures, or has those of fewer epochs.
+        costs: the callback that writes ``costs.jsonl``; None where the costs of earlier epochs are not known.
     """
 
     folder: pathlib.Path
     history: list[dict[str, Any]]
     title: str
     unfinished: bool
+    costs: CostsWriter | None
 
     def draw_curves(self, panels: Iterable[plots.Panel], results: dict[str, Any]) -> None:
         """Draws ``curves.png``, the last of a run's plots."""
@@ -248,7 +277,17 @@ def _begin(opts: argparse.Namespace, experiment: str, epoch: int, complete: bool
     history = run_folder.keep_metrics_until(folder, epoch) if goes_on else []
     data = f", {opts.data}" if hasattr(opts, "data") else ""
     title = f"{experiment.replace('_', ' ')}, {opts.mode}{data}, seed {opts.random_seed}"
-    return Run(folder, history, title, not (complete and (folder / run_folder.CURVES_FILE).is_file()))
+    unfinished = not (complete and (folder / run_folder.CURVES_FILE).is_file())
+    return Run(folder, history, title, unfinished, _costs(folder, epoch))
+
+
+def _costs(folder: pathlib.Path, epoch: int) -> CostsWriter | None:
+    """The callback that goes on counting a run's costs after an epoch, where they are known until then."""
+    kept = run_folder.keep_metrics_until(folder, epoch, run_folder.COSTS_FILE)
+    so_far = kept[-1] if kept else None
+    numbers = so_far is None or all(isinstance(so_far.get(name), (int, float)) for name in ("seconds", "examples"))
+    known = numbers and (so_far["epoch"] if so_far else 0) == epoch
+    return CostsWriter(folder / run_folder.COSTS_FILE, so_far) if known else None
 
 
 def _train(
@@ -286,6 +325,8 @@ def _train(
         save=saver.save_as if saver else None,
     )
     all_callbacks: list[Any] = [*transfers, seeds, EpochSetter(train_data), guard, *callbacks, metrics]
+    if run and run.costs:
+        all_callbacks.append(run.costs)
     if saver:
         all_callbacks.append(saver)
     progress = None

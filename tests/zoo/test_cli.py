@@ -272,7 +272,7 @@ class TestResults:
         assert all(name in error for name in (file.name, "No space left"))
         assert file.read_bytes() == before
         assert {path.name for path in file.parent.iterdir()} == {
-            "opts.json", "metrics.jsonl", "checkpoints", "curves.png", file.name,
+            "opts.json", "metrics.jsonl", "costs.jsonl", "checkpoints", "curves.png", file.name,
         }  # fmt: skip
 
     def test_of_a_refused_run_stay(self, tmp_path):

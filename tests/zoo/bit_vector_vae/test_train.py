@@ -193,7 +193,7 @@ def test_runs(options, few_images, tmp_path, capsys):
     assert ("support" in final) == ("exact" in final) == sparse
     files = {path.name for path in (tmp_path / "run").iterdir()}
     pictures = {"curves.png", "reconstructions.png", "samples.png"} | ({"supports.png"} if sparse else set())
-    assert files == {"checkpoints", "metrics.jsonl", "opts.json", "results.json", *pictures}
+    assert files == {"checkpoints", "costs.jsonl", "metrics.jsonl", "opts.json", "results.json", *pictures}
     assert json.loads((tmp_path / "run/results.json").read_text()) == final
     metrics = [json.loads(text) for text in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {record["mode"] for record in metrics} == {"train", "validation"}

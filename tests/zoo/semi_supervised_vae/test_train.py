@@ -180,7 +180,7 @@ def test_runs(options, few_images, tmp_path, capsys):
     assert math.isfinite(final["negative_elbo"])
     files = {path.name for path in (tmp_path / "run").iterdir()}
     pictures = {"curves.png", "reconstructions.png", "samples.png"}
-    assert files == {"checkpoints", "metrics.jsonl", "opts.json", "results.json", *pictures}
+    assert files == {"checkpoints", "costs.jsonl", "metrics.jsonl", "opts.json", "results.json", *pictures}
     assert json.loads((tmp_path / "run/results.json").read_text()) == final
     assert ("exact" in final) == (options[0] in ("--mode=marg", "--mode=sumsample"))
     again = main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar"])
