@@ -82,9 +82,8 @@ class Label(NamedTuple):
 def applied() -> Iterator[None]:
     """Gives this look to what is drawn and saved within, and leaves matplotlib's settings as they were."""
     import matplotlib
-    from matplotlib import cycler
 
-    with matplotlib.rc_context({**_SETTINGS, "axes.prop_cycle": cycler(color=PALETTE)}):
+    with matplotlib.rc_context({**_SETTINGS, "axes.prop_cycle": matplotlib.rcsetup.cycler(color=PALETTE)}):
         yield
 
 
@@ -126,6 +125,11 @@ def looks_of(methods: Iterable[str]) -> list[tuple[str, Any]]:
         taken.add(look)
         looks.append(look)
     return looks
+
+
+def wrapped(label: str) -> str:
+    """The label of an axis, with its unit in a second line if it is long."""
+    return label.replace(" (", "\n(", 1) if len(label) > 36 else label
 
 
 def whole_numbers(axis: Any) -> None:

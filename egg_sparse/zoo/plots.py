@@ -148,7 +148,7 @@ def _plot_panel(axes: Any, panel: Panel, history: list[dict[str, Any]], results:
             labels.append(look.Label(last_epoch, value, f"{curve.label('test', kind)}: {value:.4g}", color))
     if panel.chance is not None:
         labels.append(look.draw_chance(axes, panel.chance))
-    axes.set(xlabel="epoch", ylabel=panel.quantity)
+    axes.set(xlabel="epoch", ylabel=look.wrapped(panel.quantity))
     look.whole_numbers(axes.xaxis)
     axes.grid(True)
     look.write_beside(axes, labels)

@@ -162,7 +162,8 @@ class CostsWriter(host.core.Callback):
 
     def __init__(self, path: pathlib.Path, so_far: dict[str, Any] | None) -> None:
         self.path = path
-        self.seconds, self.examples = (so_far["seconds"], so_far["examples"]) if so_far else (0.0, 0)
+        self.seconds: float = so_far["seconds"] if so_far else 0.0
+        self.examples: int = so_far["examples"] if so_far else 0
         self.began = 0.0
 
     def on_epoch_begin(self, epoch: int) -> None:
