@@ -8,6 +8,11 @@ from typing import Any
 
 from egg_sparse.report.runs import Run
 from egg_sparse.zoo import look
+from egg_sparse.zoo.compo_vs_generalization.games import METHODS as METHODS_OF_SEQUENCES
+from egg_sparse.zoo.methods import BIT_VECTOR_METHODS, SYMBOL_METHODS
+
+METHODS = {**METHODS_OF_SEQUENCES, **BIT_VECTOR_METHODS, **SYMBOL_METHODS}
+"""The methods of all experiments, by ``--mode``."""
 
 NO_SETTINGS = frozenset({"random_seed", "checkpoint_freq", "keep", "distributed_port", "data_root"})
 """Options that do not change what a run computes but for chance."""
@@ -23,6 +28,7 @@ class Group:
 
     Args:
         title: the name of the setting, by which it differs from the others.
+        name: the same without the value of ``--mode``, for plots.
         settings: the options by which the runs are grouped.
         runs: the runs, by seed.
         color: the color of its line.
@@ -30,6 +36,7 @@ class Group:
     """
 
     title: str
+    name: str
     settings: dict[str, Any]
     runs: list[Run]
     color: str = look.BLUE
@@ -56,7 +63,7 @@ def group(runs: Sequence[Run], by: Sequence[str] | None = None) -> list[Group]:
     """
     known = dict.fromkeys(name for run in runs for name in run.options)
     if by is None:
-        names = [name for name in known if _is_setting(name) and len({_key(run, name) for run in runs}) > 1]
+        names = [name for name in known if is_setting(name) and len({_key(run, name) for run in runs}) > 1]
         names.sort(key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
         names = names or ["mode"]
     else:
@@ -68,10 +75,15 @@ def group(runs: Sequence[Run], by: Sequence[str] | None = None) -> list[Group]:
     for run in runs:
         parts.setdefault(tuple(_key(run, name) for name in names), []).append(run)
     settings = [{name: part[0].options.get(name) for name in names} for part in parts.values()]
-    titles = _titles(settings) if by is None else [_join(each, names) for each in settings]
+    shown = [_telling(each, settings) if by is None else names for each in settings]
     found = [
-        Group(title, each, sorted(part, key=lambda run: (str(run.seed).zfill(12), str(run.folder))))
-        for title, each, part in zip(titles, settings, parts.values(), strict=True)
+        Group(
+            _title(each, own, code=True),
+            _title(each, own),
+            each,
+            sorted(part, key=lambda run: (str(run.seed).zfill(12), str(run.folder))),
+        )
+        for each, own, part in zip(settings, shown, parts.values(), strict=True)
     ]
     methods = list(look.COLORS_OF_METHODS)
     found.sort(key=lambda each: (_position(each.runs[0].mode, methods), each.title))
@@ -81,7 +93,8 @@ def group(runs: Sequence[Run], by: Sequence[str] | None = None) -> list[Group]:
     return found
 
 
-def _is_setting(name: str) -> bool:
+def is_setting(name: str) -> bool:
+    """Whether an option can change what a run computes, other than by chance."""
     return name not in NO_SETTINGS and not name.startswith(_NO_SETTINGS_BEGIN)
 
 
@@ -94,17 +107,14 @@ def _position(name: str, names: list[str]) -> int:
     return names.index(name) if name in names else len(names)
 
 
-def _titles(settings: list[dict[str, Any]]) -> list[str]:
-    """A name for each setting: its method, and the first options that tell the method's settings apart."""
-    titles = []
-    for each in settings:
-        rivals = [other for other in settings if other.get("mode") == each.get("mode")]
-        shown = [name for name in each if name == "mode"]
-        for name in each:
-            if _classes(rivals, [*shown, name]) > _classes(rivals, shown):
-                shown.append(name)
-        titles.append(_join(each, shown))
-    return titles
+def _telling(setting: dict[str, Any], settings: list[dict[str, Any]]) -> list[str]:
+    """The method, and the first options that tell the method's settings apart."""
+    rivals = [other for other in settings if other.get("mode") == setting.get("mode")]
+    shown = [name for name in setting if name == "mode"]
+    for name in setting:
+        if _classes(rivals, [*shown, name]) > _classes(rivals, shown):
+            shown.append(name)
+    return shown
 
 
 def _classes(settings: list[dict[str, Any]], names: Sequence[str]) -> int:
@@ -112,13 +122,24 @@ def _classes(settings: list[dict[str, Any]], names: Sequence[str]) -> int:
     return len({tuple(repr(each[name]) for name in names) for each in settings})
 
 
-def _join(settings: dict[str, Any], names: Sequence[str]) -> str:
-    return (
-        ", ".join(
-            text_of(settings.get(name)) if name == "mode" else f"{name} {text_of(settings.get(name))}" for name in names
-        )
-        or "all runs"
-    )
+def _title(setting: dict[str, Any], names: Sequence[str], code: bool = False) -> str:
+    """The name of a setting.
+
+    Args:
+        setting: the options and their values.
+        names: the options to name.
+        code: whether the value of ``--mode`` stands behind the name of the method.
+    """
+    parts = []
+    for name in names:
+        value = text_of(setting.get(name))
+        if name != "mode":
+            parts.append(f"{name} {value}")
+        elif value in METHODS:
+            parts.append(f"{METHODS[value].summary} ({value})" if code else METHODS[value].summary)
+        else:
+            parts.append(value)
+    return ", ".join(parts) or "all runs"
 
 
 def text_of(value: Any) -> str:

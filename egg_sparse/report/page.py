@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from egg_sparse.report.experiments import Experiment
-from egg_sparse.report.groups import NO_SETTINGS, Group, repeated, text_of
+from egg_sparse.report.groups import Group, is_setting, repeated, text_of
 from egg_sparse.report.runs import Run
 from egg_sparse.report.tables import Table
 from egg_sparse.report.template import PAGE
@@ -112,17 +112,16 @@ def _group_context(experiment: Experiment, group: Group) -> dict[str, Any]:
 
 
 def command(experiment: Experiment, group: Group) -> str:
-    """The commands of a group's runs, a line each."""
+    """The commands of a group's runs, a line each, without options that have their default."""
+    defaults = _defaults(experiment.name)
     lines = []
     for run in group.runs:
-        options = {name: value for name, value in run.options.items() if name not in NO_SETTINGS - {"random_seed"}}
-        defaults = _defaults(experiment.name)
         own = {
             name: value
-            for name, value in options.items()
-            if name not in defaults or repr(defaults[name]) != repr(value)
+            for name, value in run.options.items()
+            if is_setting(name) and not (name in defaults and repr(defaults[name]) == repr(value))
         }
-        arguments = as_arguments({"mode": own.pop("mode", None), **own})
+        arguments = as_arguments({"mode": run.mode, **own, "random_seed": run.seed})
         lines.append(f"python -m egg_sparse.zoo.{experiment.name} {shlex.join(arguments)}")
     return "\n".join(lines)
 

@@ -30,7 +30,7 @@ AXES = {
 }
 """What the horizontal axis can be, and its label."""
 
-_LONGEST_NAME = 30
+_LONGEST_NAME = 34
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _line(group: Group, x: np.ndarray, y: np.ndarray, band: Band) -> Line:
 def draw(plot: Plot) -> Any:
     """Draws a plot; within :func:`egg_sparse.zoo.look.applied`."""
     names = len(plot.lines) + len(plot.levels) + (plot.chance is not None)
-    figure = look.new_figure(6.6, max(3.7, 0.25 * names + 1.2))
+    figure = look.new_figure(5.6, max(3.3, 0.25 * names + 1.2))
     axes = figure.add_subplot()
     labels = []
     for line in plot.lines:
@@ -167,10 +167,10 @@ def draw(plot: Plot) -> Any:
             low = np.maximum(line.low, line.y.min() * 0.5) if plot.curve.log else line.low
             axes.fill_between(line.x, low, line.high, color=group.color, alpha=0.18, linewidth=0)
         axes.plot(line.x, line.y, color=group.color, linestyle=group.style, marker="." if len(line.x) < 12 else None)
-        labels.append(look.Label(line.x[-1], line.y[-1], _short(group.title), group.color))
+        labels.append(look.Label(line.x[-1], line.y[-1], _short(group.name), group.color))
     for group, level in plot.levels:
         axes.axhline(level, color=group.color, linestyle=(0, (1, 3)), linewidth=1.5)
-        labels.append(look.Label(float("inf"), level, f"{_short(group.title)} (test)", group.color))
+        labels.append(look.Label(float("inf"), level, f"{_short(group.name)} (test)", group.color))
     if plot.curve.log:
         look.counts_on_log_axis(axes)
     if plot.chance is not None:

@@ -85,7 +85,7 @@ def read(folder: str | pathlib.Path) -> Run:
     try:
         run.fault = _read_into(run)
     except (OSError, ValueError) as error:
-        run.fault = _sentence(error)
+        run.fault = _sentence(error).replace(f"{run.folder}{os.sep}", "its ")
     return run
 
 
@@ -103,7 +103,7 @@ def _read_into(run: Run) -> str | None:
     file = run.folder / run_folder.RESULTS_FILE
     if not file.is_file():
         epochs = max((record["epoch"] for record in run.metrics), default=0)
-        return f"it has no {file.name}: it has not ended (epoch {epochs} of {run.options.get('n_epochs', 'unknown')})"
+        return f"it has no {file.name}: it has not ended (epochs trained: {epochs} of {run.options.get('n_epochs')})"
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -78,7 +78,7 @@ class Table:
         several = any(cell.std is not None for row in self.cells for cell in row)
         what = "Mean and standard deviation over seeds" if several else "One run of each setting"
         bold = any(cell.best for row in self.cells for cell in row)
-        return f"{what}.{' The best mean is bold, but for costs.' if bold else ''}"
+        return f"{what}.{' The best mean of a column is bold; costs have none.' if bold else ''}"
 
     @property
     def header(self) -> list[str]:
@@ -207,6 +207,7 @@ _LATEX = {
     NONE: "--",
     "…": r"\ldots{}",
     **{char: f"\\{char}" for char in "&%$#_{}"},
+    **{char: f"{{{char}}}" for char in "[]*"},  # which behind the end of a row would be its arguments
 }
 
 

@@ -30,19 +30,21 @@ body {
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.3rem; margin: 2.75rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
 h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; }
-p { max-width: 46rem; margin: .5rem 0; }
+p { max-width: 52rem; margin: .5rem 0; }
 .quiet { color: var(--grey); font-size: .9rem; }
-nav a { margin-right: 1rem; color: var(--color-0); }
+nav a { display: inline-block; margin-right: 1rem; color: var(--color-0); }
 .box { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .75rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap; vertical-align: top; }
-thead th { background: var(--panel); font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 5rem; }
+thead th { background: var(--panel); font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 6.5rem; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 th:first-child, td.text { text-align: left; }
-tbody th { font-weight: 500; white-space: normal; min-width: 8rem; }
-td.long { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
+tbody th { font-weight: 500; white-space: normal; min-width: 11rem; padding-left: 2.7rem; text-indent: -2rem; }
+.list { width: auto; }
+.list td, .list th { text-align: left; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
 .std { color: var(--grey); }
-.key { display: inline-block; width: 1.5rem; height: .7rem; margin-right: .5rem; vertical-align: baseline; }
+.key { display: inline-block; width: 1.5rem; height: .7rem; margin-right: .5rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.25rem; }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -54,11 +56,10 @@ summary { cursor: pointer; overflow-wrap: anywhere; }
 pre {
   background: var(--panel); border-radius: 6px; padding: .6rem .8rem; margin: .5rem 0; overflow-x: auto;
   font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere;
 }
 ul { padding-left: 1.2rem; max-width: 60rem; }
 li { overflow-wrap: anywhere; margin: .2rem 0; }
-.left-out { border-left: 4px solid var(--warn); padding: .1rem .9rem; background: var(--panel); }
+.left-out { margin-top: 1.25rem; border-left: 4px solid var(--warn); padding: .1rem .9rem; background: var(--panel); }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   .box { overflow: visible; }
@@ -128,7 +129,7 @@ li { overflow-wrap: anywhere; margin: .2rem 0; }
 <details>
 <summary>{{ group.title }}, {{ "1 run" if group.runs | length == 1 else "%d runs" % (group.runs | length) }}</summary>
 {% if group.command %}<pre>{{ group.command }}</pre>{% endif %}
-<div class="box" tabindex="0" role="region" aria-label="Runs of {{ group.title }}"><table>
+<div class="box" tabindex="0" role="region" aria-label="Runs of {{ group.title }}"><table class="list">
 <thead><tr><th scope="col">run</th><th scope="col">seed</th></tr></thead>
 <tbody>
 {% for run in group.runs %}
@@ -136,7 +137,7 @@ li { overflow-wrap: anywhere; margin: .2rem 0; }
 {% endfor %}
 </tbody>
 </table></div>
-<div class="box" tabindex="0" role="region" aria-label="Options of {{ group.title }}"><table>
+<div class="box" tabindex="0" role="region" aria-label="Options of {{ group.title }}"><table class="list">
 <thead><tr><th scope="col">option</th><th scope="col">value</th></tr></thead>
 <tbody>
 {% for name, value in group.options %}

@@ -82,8 +82,9 @@ class Label(NamedTuple):
 def applied() -> Iterator[None]:
     """Gives this look to what is drawn and saved within, and leaves matplotlib's settings as they were."""
     import matplotlib
+    from matplotlib.rcsetup import cycler
 
-    with matplotlib.rc_context({**_SETTINGS, "axes.prop_cycle": matplotlib.rcsetup.cycler(color=PALETTE)}):
+    with matplotlib.rc_context({**_SETTINGS, "axes.prop_cycle": cycler(color=PALETTE)}):
         yield
 
 
@@ -186,7 +187,7 @@ def write_beside(axes: Any, labels: Iterable[Label], size: float = SMALL) -> Non
         top = places[i] - line
     for (height, x, label), place in zip(ends, places, strict=True):
         style: dict[str, Any] = {"transform": axes.transAxes, "color": label.color, "clip_on": False}
-        axes.plot([x, 1.0, 1.03], [height, height, place], linewidth=0.8, alpha=0.6, **style)
+        axes.plot([x, 1.0, 1.03], [height, height, place], linewidth=0.8, linestyle=(0, (1, 2)), **style)
         axes.text(1.04, place, label.text, fontsize=size, verticalalignment="center", parse_math=False, **style)
 
 
