@@ -1,4 +1,4 @@
-"""What lies in docs/: tables equal the runs beside them, scripts draw what they say."""
+"""What lies in docs/: tables are made of the numbers beside them, scripts draw what they say."""
 
 import importlib.util
 import itertools
@@ -22,24 +22,53 @@ def script(name):
     return module
 
 
-def words_and_numbers(row):
-    parts = re.split(r"(\d[\d,.]*)", row)
-    return parts[::2], [float(number.replace(",", "")) for number in parts[1::2]]
+TABLES = script("tables")
 
 
-TABLES = script("tables").main()
+def marked(text):
+    """The names and the contents of the tables between marks."""
+    return re.findall(r"<!-- table: (\w+) -->\n(.*?)\n<!-- end of table -->", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("title", TABLES)
-def test_tables_are_those_of_the_runs(title):
-    """But for the last digit: some runs are stored rounded."""
-    text = (ROOT / title.split(":")[0]).read_text(encoding="utf-8")
-    shown = [words_and_numbers(line) for line in text.splitlines() if line.startswith("|")]
-    assert len(TABLES[title]) >= 2
-    for row in TABLES[title]:
-        words, numbers = words_and_numbers(row)
-        found = [others for same, others in shown if same == words and numbers == pytest.approx(others, abs=1.001e-3)]
-        assert found, row
+@pytest.mark.parametrize("name", TABLES.FILES)
+def test_tables_are_what_the_command_writes(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = TABLES.tables()
+    shown = marked(text)
+    assert len(shown) == text.count("<!-- table: ") >= 2
+    for title, table in shown:
+        assert table == found[title]
+    assert TABLES.with_tables(text, found) == text
+
+
+def test_every_table_is_shown_and_every_result_is_a_table_of_json():
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in TABLES.FILES}
+    shown = [title for text in texts.values() for title, _ in marked(text)]
+    assert sorted(shown) == sorted(TABLES.tables())
+    results = re.sub(r"<!-- table: .*?<!-- end of table -->", "", texts["docs/results.md"], flags=re.DOTALL)
+    assert not re.search(r"^\|", results, re.MULTILINE)
+
+
+def test_a_changed_run_or_text_is_noticed():
+    found = TABLES.tables()
+    text = "a\n<!-- table: signal_game -->\n| 1 |\n<!-- end of table -->\nb\n"
+    assert found["signal_game"] in TABLES.with_tables(text, found)
+    signal = TABLES.read("signal_game")["runs"]
+    signal[0]["results"]["acc"] += 0.05
+    assert list(TABLES.signal_game(signal))[1][1] == "0.911 \N{PLUS-MINUS SIGN} 0.017"
+
+
+def test_cells_of_means():
+    cells = [
+        ([0.6, 0.02], {"digits": 3}, "0.600 \N{PLUS-MINUS SIGN} 0.020"),
+        (1987, {}, "1,987"),
+        (96.1, {"digits": 2, "unit": " %"}, "96.10 %"),
+        (1.0058, {}, "1.0058"),
+        (None, {"digits": 1}, "\N{EN DASH}"),
+        ("all", {"digits": 1}, "all"),
+    ]
+    for value, column, text in cells:
+        assert TABLES.cell(value, column) == text
 
 
 def write_run(folder, seed, **options):

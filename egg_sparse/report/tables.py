@@ -105,7 +105,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
         >>> spread([0.25, 0.75]), spread([0.5])
         ('0.500 ± 0.354', '0.500')
     """
-    cell = _cell([*values], Column("", "", digits=digits))
+    cell = _cell([*values], Column("", "", best="max", digits=digits))
     return cell.mean_text + cell.spread_text
 
 
