@@ -15,17 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 
-plt.rcParams["font.size"] = 12
+from egg_sparse.report import runs
+from egg_sparse.zoo import look
 
 TRAINING_IMAGES = {"digits": 1258, "mnist": 55_000, "fashion-mnist": 55_000}
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 
 
 @dataclass(frozen=True)
@@ -80,12 +76,16 @@ EXPERIMENTS = {
 }
 
 
-def read(run: str, title: str) -> dict[str, Any]:
-    """The options that matter, the curves and the results of one run."""
-    folder = pathlib.Path(run)
-    opts, results = (json.loads((folder / f"{name}.json").read_text()) for name in ("opts", "results"))
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    name = "signal_game" if "game_size" in opts else "bit_vector_vae"
+def read(folder: str, title: str) -> dict[str, Any]:
+    """The options that matter, the curves and the results of one run.
+
+    Raises:
+        ValueError: the run is damaged or has not ended.
+    """
+    run = runs.read(folder)
+    if run.fault:
+        raise ValueError(f"{folder}: {run.fault}")
+    opts, results, records, name = run.options, run.results, run.metrics, run.experiment.name
     experiment = EXPERIMENTS[name]
     curves = {}
     for panel in experiment.panels:
@@ -108,67 +108,48 @@ def read(run: str, title: str) -> dict[str, Any]:
 
 def collect(out: str, groups: list[str]) -> None:
     titles = dict(group.split("=", 1) for group in groups)
-    runs = [read(run, title) for title, folders in titles.items() for run in folders.split(",")]
-    lines = ",\n".join(json.dumps(run) for run in runs)
+    found = [read(folder, title) for title, folders in titles.items() for folder in folders.split(",")]
+    lines = ",\n".join(json.dumps(run) for run in found)
     pathlib.Path(out).write_text(f'{{"torch": "{torch.__version__}", "runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def draw(out: str, source: str) -> None:
-    runs = json.loads(pathlib.Path(source).read_text(encoding="utf-8"))["runs"]
-    experiment = EXPERIMENTS[runs[0]["experiment"]]
-    rows = list(dict.fromkeys(run["data"] for run in runs))
-    size = {"figsize": (9, 3.6 * len(rows)), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(len(rows), len(experiment.panels), **size)
-    for row, data in zip(axes, rows, strict=True):
-        for axis, panel in zip(row, experiment.panels, strict=True):
-            _draw_panel(axis, panel, experiment.unit, [run for run in runs if run["data"] == data])
-            if len(rows) > 1:
-                axis.set_title(data)
-    figure.savefig(out, dpi=130)
-    plt.close(figure)
+    found = json.loads(pathlib.Path(source).read_text(encoding="utf-8"))["runs"]
+    experiment = EXPERIMENTS[found[0]["experiment"]]
+    rows = list(dict.fromkeys(run["data"] for run in found))
+    with look.applied():
+        figure = look.new_figure(9.6, 3.4 * len(rows))
+        axes = figure.subplots(len(rows), len(experiment.panels), squeeze=False)
+        for row, data in zip(axes, rows, strict=True):
+            for axis, panel in zip(row, experiment.panels, strict=True):
+                _draw_panel(axis, panel, experiment.unit, [run for run in found if run["data"] == data])
+                if len(rows) > 1:
+                    axis.set_title(data)
+        look.save(figure, pathlib.Path(out))
 
 
-def _draw_panel(axis: Any, panel: Panel, unit: str, runs: list[dict[str, Any]]) -> None:
-    dense: list[str] = []  # methods whose distributions have no zeros
-    ends = []
-    for color, title in zip(COLORS, dict.fromkeys(run["title"] for run in runs), strict=False):
-        curves = [run["curves"][panel.metric] for run in runs if run["title"] == title]
+def _draw_panel(axes: Any, panel: Panel, unit: str, found: list[dict[str, Any]]) -> None:
+    modes = {run["title"]: run["mode"] for run in found}
+    labels = []
+    for (title, mode), (color, style) in zip(modes.items(), look.looks_of(modes.values()), strict=True):
+        curves = [run["curves"][panel.metric] for run in found if (run["title"], run["mode"]) == (title, mode)]
         values = np.array([curve["value"] for curve in curves])
-        if not values.size:
-            dense.append(title)
-            continue
-        x = curves[0][unit]
-        axis.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
-        axis.plot(x, values.mean(0), color=color, linewidth=2)
-        ends.append((values.mean(0)[-1], title, color))
-    axis.set(xlabel=unit, ylabel=panel.label)
+        if values.size:
+            x = curves[0][unit]
+            axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+            axes.plot(x, values.mean(0), color=color, linestyle=style)
+            labels.append(look.Label(x[-1], values.mean(0)[-1], title, color))
+        elif panel.metric == "support":  # of a distribution that has no zeros
+            axes.axhline(found[0]["vocab_size"], color=color, linestyle=(0, (1, 3)), linewidth=1.5)
+            labels.append(look.Label(math.inf, found[0]["vocab_size"], f"{title}: all", color))
+    axes.set(xlabel=unit, ylabel=panel.label)
     if panel.log:
-        axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    at_the_right = {"x": axis.get_xlim()[1], "ha": "right", "color": "0.3"}
+        look.counts_on_log_axis(axes)
     if panel.metric == "acc":
-        candidates = runs[0]["game_size"]
-        axis.axhline(1 / candidates, color="0.4", linestyle=":")
-        axis.text(y=1 / candidates, s=f"chance (1/{candidates}) ", va="bottom", **at_the_right)
-        axis.set_ylim(0, 1)
-    if panel.metric == "support" and dense:
-        symbols = runs[0]["vocab_size"]
-        axis.axhline(symbols, color="0.4", linewidth=2)
-        axis.text(y=symbols, s=",\n".join(dense) + f":\nall {symbols} symbols ", va="top", **at_the_right)
-    axis.autoscale_view()
-    _label(axis, sorted(ends))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.3)
-
-
-def _label(axis: Any, ends: list[tuple[float, str, str]]) -> None:
-    """Names lines at their right ends, from the lowest to the highest, without overlap."""
-    to_axes = axis.transData + axis.transAxes.inverted()
-    lowest = 0.0
-    for value, title, color in ends:
-        height = max(to_axes.transform((1, value))[1], lowest)
-        axis.text(1.01, height, title, transform=axis.transAxes, va="center", color=color, fontweight="bold")
-        lowest = height + 0.065
+        axes.set_ylim(0, 1)
+        labels.append(look.draw_chance(axes, 1 / found[0]["game_size"]))
+    axes.grid(True)
+    look.write_beside(axes, labels)
 
 
 def main() -> None:

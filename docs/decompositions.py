@@ -4,21 +4,21 @@ python docs/decompositions.py
 """
 
 import pathlib
+from typing import Any
 
-import matplotlib
 import torch
+from matplotlib.colors import ListedColormap
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
+from egg_sparse.distribution import SparseDistribution
 from egg_sparse.mappings import sparsemap_bit_vectors
 from egg_sparse.mappings.sparsemap import DECOMPOSITIONS
+from egg_sparse.zoo import look
 
 SCORES = torch.tensor([[0.8, 0.5, 0.2, 0.0, -0.3, -0.6]], dtype=torch.float64)
 WEIGHTS = torch.tensor([1.0, -2.0, 3.0, 1.0, 2.0, -1.0], dtype=torch.float64)
 
 
-def expectations(distribution) -> dict[str, float]:
+def expectations(distribution: SparseDistribution) -> dict[str, float]:
     """Of a linear function of the message, and of two that are not."""
     bits_on = distribution.messages.sum(-1)
     functions = {
@@ -29,31 +29,48 @@ def expectations(distribution) -> dict[str, float]:
     return {name: distribution.expectation(values).item() for name, values in functions.items()}
 
 
-def main() -> None:
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), width_ratios=[1, 1, 1, 1.5], layout="constrained")
-    found = {}
-    for axis, name in zip(axes, DECOMPOSITIONS, strict=False):
-        distribution = sparsemap_bit_vectors(SCORES, decomposition=name)
-        found[name] = expectations(distribution)
-        axis.imshow(distribution.messages[:, 0], cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
-        axis.set(title=name, xlabel="bit", xticks=range(SCORES.shape[1]))
-        axis.set_yticks(range(len(distribution.probs)), [f"{p:.3f}" for p in distribution.probs[:, 0]])
-        axis.set_xticks([i - 0.5 for i in range(1, SCORES.shape[1])], minor=True)
-        axis.set_yticks([i - 0.5 for i in range(1, len(distribution.probs))], minor=True)
-        axis.grid(which="minor", color="white", linewidth=2)
-        axis.tick_params(which="minor", length=0)
-    axes[0].set_ylabel("probability of the message")
-    height = 0.25
+def draw_messages(axes: Any, distribution: SparseDistribution, title: str, color: str) -> None:
+    """Draws a row for each message, whose filled cells are the bits that are on."""
+    messages = distribution.messages[:, 0]
+    axes.imshow(messages, cmap=ListedColormap([f"{look.LIGHT}55", color]), vmin=0, vmax=1, aspect="auto")
+    axes.set_title(title, color=color, fontweight="bold")
+    axes.set(xlabel="bit", xticks=range(messages.shape[1]))
+    axes.set_yticks(range(len(messages)), [f"{p:.2f}" for p in distribution.probs[:, 0]])
+    axes.set_xticks([i - 0.5 for i in range(1, messages.shape[1])], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, len(messages))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=2.5, alpha=1)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def draw_expectations(axes: Any, found: dict[str, dict[str, float]], colors: dict[str, str]) -> None:
+    """Draws the expectations of each function as bars with their values, named beside the first function's."""
     names = list(next(iter(found.values())))
-    for position, (name, values) in enumerate(found.items()):
+    height = 0.27
+    for position, (title, values) in enumerate(found.items()):
         offsets = [i + (position - 1) * height for i in range(len(names))]
-        bars = axes[3].barh(offsets, list(values.values()), height, label=name)
-        axes[3].bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-    axes[3].set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
-    axes[3].invert_yaxis()
-    axes[3].set(title="expectation of", xlim=(0, 17))
-    axes[3].legend(loc="lower right")
-    figure.savefig(pathlib.Path(__file__).with_name("decompositions.png"), dpi=110)
+        bars = axes.barh(offsets, list(values.values()), 0.9 * height, color=colors[title])
+        shown = [f"{value:.2f}" if i else f"{value:.2f} {title}" for i, value in enumerate(values.values())]
+        for text in axes.bar_label(bars, shown, padding=3, fontsize=look.SMALL):
+            text.set_color(colors[title])
+    axes.set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set(title="expectation of", xlim=(0, 18))
+
+
+def main() -> None:
+    distributions = {name: sparsemap_bit_vectors(SCORES, decomposition=name) for name in DECOMPOSITIONS}
+    colors = dict(zip(DECOMPOSITIONS, look.PALETTE, strict=False))
+    found = {name: expectations(distribution) for name, distribution in distributions.items()}
+    with look.applied():
+        figure = look.new_figure(13, 3.6)
+        axes = figure.subplots(1, len(found) + 1, width_ratios=[1] * len(found) + [1.6])
+        for axis, (name, distribution) in zip(axes, distributions.items(), strict=False):
+            draw_messages(axis, distribution, name, colors[name])
+        axes[0].set_ylabel("probability of the message")
+        draw_expectations(axes[-1], found, colors)
+        look.save(figure, pathlib.Path(__file__).with_name("decompositions.png"))
     for name, values in found.items():
         print(name, {key: round(value, 3) for key, value in values.items()})
 
