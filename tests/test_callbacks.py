@@ -108,7 +108,7 @@ def test_training_progress_counts_batches_and_shows_metrics():
     progress.on_epoch_end(0.5, interaction(acc=[0.0, 1.0], unknown=[1.0]), 1)
     task = progress.progress.tasks[0]
     assert (task.completed, task.total, task.fields["epoch"]) == (3, 6, "1")
-    assert task.fields["shown"] == "[dim]train[/dim] acc 0.500  loss 0.500"
+    assert task.fields["shown"] == "[dim]train[/dim]  acc [bold]0.500[/bold]  loss [bold]0.500[/bold]"
     progress.on_train_end()
 
 

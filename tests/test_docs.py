@@ -84,7 +84,7 @@ def write_run(folder, seed, **options):
 
 def test_curves_are_collected_and_drawn(tmp_path):
     curves = script("curves")
-    settings = {"game_size": 16, "vocab_size": 256}
+    settings = {"game_size": 16, "vocab_size": 256, "batches_per_epoch": 100}
     runs = [write_run(tmp_path / f"run-{seed}", seed, **settings) for seed in (1, 2)]
     curves.collect(tmp_path / "runs.json", [f"exact={runs[0]},{runs[1]}"])
     found = json.loads((tmp_path / "runs.json").read_text())["runs"]
@@ -99,7 +99,7 @@ def test_curves_are_collected_and_drawn(tmp_path):
 
 def test_curves_of_the_bit_vector_vae_count_steps(tmp_path):
     curves = script("curves")
-    curves.collect(tmp_path / "runs.json", [f"sparse={write_run(tmp_path / 'run', 1)}"])
+    curves.collect(tmp_path / "runs.json", [f"sparse={write_run(tmp_path / 'run', 1, topksparse=10, nll_samples=1)}"])
     (run,) = json.loads((tmp_path / "runs.json").read_text())["runs"]
     assert run["curves"]["negative_elbo"] == {"step": [20, 40], "value": [100.0, 100.0]}
     curves.draw(tmp_path / "curves.png", tmp_path / "runs.json")

@@ -21,24 +21,27 @@ class TrainingProgress(host.core.Callback):
         batches_per_epoch: int,
         metrics: tuple[str, ...] = ("acc", "loss", "support", "sender_entropy"),
     ) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self.metrics = metrics
         self.batches_per_epoch = batches_per_epoch
+        whole = Column(no_wrap=True)
         self.progress = Progress(
-            TextColumn("epoch"),
-            TextColumn("[bold]{task.fields[epoch]}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[shown]}"),
+            TextColumn(f"epoch [bold]{{task.fields[epoch]}}[/bold]/{n_epochs}", table_column=whole),
+            BarColumn(
+                bar_width=None, complete_style="cyan", finished_style="green", table_column=Column(ratio=1, min_width=8)
+            ),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=whole),
+            TextColumn("{task.fields[shown]}", table_column=Column(ratio=5, no_wrap=True, overflow="ellipsis")),
+            expand=True,
         )
         self.task = self.progress.add_task("", total=n_epochs * batches_per_epoch, epoch="0", shown="")
 
     def _show(self, phase: str, loss: float, logs: host.core.Interaction) -> None:
         means = mean_metrics(loss, logs)
-        shown = "  ".join(f"{name} {means[name]:.3f}" for name in self.metrics if name in means)
-        self.progress.update(self.task, shown=f"[dim]{phase}[/dim] {shown}")
+        shown = "  ".join(f"{name} [bold]{means[name]:.3f}[/bold]" for name in self.metrics if name in means)
+        self.progress.update(self.task, shown=f"[dim]{phase}[/dim]  {shown}")
 
     def on_train_begin(self, trainer_instance: host.core.Trainer) -> None:
         super().on_train_begin(trainer_instance)
