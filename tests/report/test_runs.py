@@ -26,7 +26,7 @@ def test_links_in_a_circle_end(write_run, tmp_path):
 def test_nothing_to_find(tmp_path):
     with pytest.raises(ValueError, match=f"FOLDER.*{tmp_path}"):
         runs.find([tmp_path])
-    with pytest.raises(FileNotFoundError, match="FOLDER.*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"FOLDER.*nowhere"):
         runs.find([tmp_path / "nowhere"])
 
 
