@@ -177,9 +177,9 @@ def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
     likelihood = plots.Curve(
         "validation",
         "bits_per_dimension",
-        f"{opts.validation_nll_samples} importance samples",
+        f"{opts.validation_nll_samples} samples",
         "bits_per_dimension",
-        f"{opts.nll_samples} importance samples",
+        f"{opts.nll_samples} samples",
     )
     return [
         plots.compared("negative ELBO (nats)", "negative_elbo", "negative_elbo", trained),
