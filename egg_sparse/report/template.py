@@ -37,11 +37,12 @@ nav a { display: inline-block; margin-right: 1rem; color: var(--color-0); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap; vertical-align: top; }
 thead th { background: var(--panel); font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 6.5rem; }
+thead th:nth-child(2) { min-width: 0; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 th:first-child, td.text { text-align: left; }
 tbody th { font-weight: 500; white-space: normal; min-width: 11rem; padding-left: 2.7rem; text-indent: -2rem; }
-.list { width: auto; }
 .list td, .list th { text-align: left; }
+.list th:first-child { width: 40%; }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
 .std { color: var(--grey); }
 .key { display: inline-block; width: 1.5rem; height: .7rem; margin-right: .5rem; }
