@@ -41,10 +41,15 @@ def main(params: list[str]) -> None:
     runs = read_all(opts.folders)
     for run in runs:
         if run.fault:
-            print(f"{PROG}: {run.folder} is left out: {run.fault}", file=sys.stderr, flush=True)
+            print(_printable(f"{PROG}: {run.folder} is left out: {run.fault}"), file=sys.stderr, flush=True)
     written = write(runs, opts.out, opts.by, opts.metrics, opts.band, opts.title)
-    print("\n".join(map(tables.to_markdown, written)))
+    print(_printable("\n".join(map(tables.to_markdown, written))))
     print(f"# tables, plots and a page: {opts.out}/{PAGE_FILE}", flush=True)
+
+
+def _printable(text: str) -> str:
+    """A text without halves of characters, which names of files and JSON can have."""
+    return text.encode(errors="replace").decode()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from egg_sparse.zoo.methods import BIT_VECTOR_METHODS, SYMBOL_METHODS
 METHODS = {**METHODS_OF_SEQUENCES, **BIT_VECTOR_METHODS, **SYMBOL_METHODS}
 """The methods of all experiments, by ``--mode``."""
 
-NO_SETTINGS = frozenset({"random_seed", "checkpoint_freq", "keep", "distributed_port", "data_root"})
+NO_SETTINGS = frozenset(
+    {"random_seed", "checkpoint_freq", "keep", "keep_best", "gradient_variance", "distributed_port", "data_root"}
+)
 """Options that do not change what a run computes but for chance."""
 
 _NO_SETTINGS_BEGIN = ("tensorboard", "wandb")
@@ -134,7 +136,7 @@ def _title(setting: dict[str, Any], names: Sequence[str], code: bool = False) ->
     for name in names:
         value = text_of(setting.get(name))
         if name != "mode":
-            parts.append(f"{name} {value}")
+            parts.append(f"{text_of(name)} {value}")
         elif value in METHODS:
             parts.append(f"{METHODS[value].summary} ({value})" if code else METHODS[value].summary)
         else:

@@ -127,7 +127,7 @@ def plan(name: str, groups: Sequence[Group], curve: Curve, axis: str = "epochs",
             levels += [(group, float(np.mean(tested)))] if tested else []
     if not lines:
         return None
-    chances = {curve.chance(run.options) for group in groups for run in group.runs} if curve.chance else set()
+    chances = {_chance(curve, run) for group in groups for run in group.runs}
     several = any(len(line.group.runs) > 1 for line in lines)
     sentences = [
         f"{curve.label[:1].upper()}{curve.label[1:]} over {_over(axis)}",
@@ -139,6 +139,13 @@ def plan(name: str, groups: Sequence[Group], curve: Curve, axis: str = "epochs",
         sentences.append("A line ends where not all of its seeds go on")
     chance = chances.pop() if len(chances) == 1 else None
     return Plot(name, curve, axis, lines, levels, chance, ". ".join(sentences) + ".")
+
+
+def _chance(curve: Curve, run: Run) -> float | None:
+    try:
+        return curve.chance(run.options) if curve.chance else None
+    except (ArithmeticError, KeyError, TypeError):  # of options that no run of the zoo has
+        return None
 
 
 def _over(axis: str) -> str:

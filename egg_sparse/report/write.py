@@ -108,4 +108,4 @@ def _make(folder: pathlib.Path) -> pathlib.Path:
 
 def _write(path: pathlib.Path, text: str) -> None:
     with run_folder.whole_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="replace")

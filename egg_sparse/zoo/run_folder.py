@@ -214,7 +214,7 @@ def read_records(file: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+        if isinstance(record, dict) and type(record.get("epoch")) is int:
             records.append(record)
         else:
             damaged += 1

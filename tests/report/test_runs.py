@@ -53,6 +53,7 @@ def append(file, text):
         (lambda folder: (folder / "results.json").unlink(), ("results.json", "2 of 2")),
         (append("metrics.jsonl", '{"epoch": 3, "lo'), ("metrics.jsonl", "a line")),
         (append("metrics.jsonl", "[1]\nnull\n"), ("metrics.jsonl", "2 lines")),
+        (append("metrics.jsonl", '{"epoch": true}\n'), ("metrics.jsonl", "a line")),
         (append("costs.jsonl", '{"epoch": '), ("costs.jsonl", "a line")),
         (append("metrics.jsonl", '{"epoch": 3, "mode": "train", "acc": NaN}\n'), ("acc", "epoch 3", "nan")),
         (spoil("results.json", '{"acc": NaN}'), ("acc", "nan")),

@@ -1,8 +1,10 @@
 """The whole report: what is written and printed, and what is not executed."""
 
+import contextlib
 import csv
 import html.parser
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -99,6 +101,20 @@ def test_what_is_in_a_folder_stays_text(write_run, capsys):
     assert any(EVIL in text for text in shown.texts)
     err = capsys.readouterr().err
     assert "<img src=x>" in err
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_what_no_run_of_the_zoo_has_is_no_reason_to_fail(write_run, tmp_path):
+    write_run("zero", game_size=0)
+    write_run("text", game_size="many", **{"half \ud800": "\udfff", "line\nbreak": "\x1b[31m"})
+    write_run("large", game_size=10**400, n_epochs="x", random_seed=None)
+    folder = write_run("metrics", {"acc": "high", "loss": [1], "x" * 3000: 1.0})
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "mode": 3, "acc": 0.5}\n{"epoch": 1}\n')
+    (folder / "costs.jsonl").write_text('{"epoch": 1, "seconds": "x", "examples": null}\n')
+    with contextlib.suppress(OSError):  # where names of files are characters
+        os.rename(write_run("name"), os.fsencode(tmp_path / "runs") + b"/na\xff\xfe")
+    assert report("runs") == 0
+    pathlib.Path("report/index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("_no_pictures")
