@@ -20,6 +20,7 @@ class Column:
         best: which mean is the best; None for what is a cost or a description.
         digits: digits after the decimal point.
         scale: the factor of the values that are shown, 100 for percent.
+        counts: whether a value that is the same whole number in all runs, such as one call, is shown as that.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Column:
     best: Literal["max", "min"] | None = None
     digits: int = 3
     scale: float = 1.0
+    counts: bool = False
 
     @property
     def heading(self) -> str:
@@ -75,7 +77,7 @@ class Experiment:
 
 
 _COSTS = (
-    Column("receiver_calls", "receiver calls per example", digits=1),
+    Column("receiver_calls", "receiver calls per example", digits=1, counts=True),
     Column("seconds", "seconds", digits=1),
 )
 
@@ -92,7 +94,7 @@ EXPERIMENTS = (
         (
             Column("acc", "success, greedy", best="max"),
             Column("acc_expected", "success, expected", best="max"),
-            Column("support", "support", digits=1),
+            Column("support", "support", digits=1, counts=True),
             *_COSTS,
         ),
         (
@@ -107,8 +109,8 @@ EXPERIMENTS = (
         (
             Column("acc", "test accuracy", "%", best="max", digits=2, scale=100),
             Column("negative_elbo", "negative ELBO", "nats", best="min", digits=2),
-            Column("support", "support"),
-            Column("receiver_calls", "receiver calls per example"),
+            Column("support", "support", counts=True),
+            Column("receiver_calls", "receiver calls per example", counts=True),
             Column("seconds", "seconds", digits=1),
         ),
         (
@@ -126,7 +128,7 @@ EXPERIMENTS = (
             Column("rate", "rate", "nats", digits=1),
             Column("distortion", "distortion", "nats", best="min", digits=1),
             Column("bits_per_dimension", "bits per dimension", best="min"),
-            Column("support", "support", digits=1),
+            Column("support", "support", digits=1, counts=True),
             *_COSTS,
         ),
         (
@@ -147,7 +149,7 @@ EXPERIMENTS = (
             Column("posdis", "posdis", best="max", digits=2),
             Column("bosdis", "bosdis", best="max", digits=2),
             Column("length", "length", "symbols", digits=2),
-            Column("support", "support", digits=1),
+            Column("support", "support", digits=1, counts=True),
             *_COSTS,
         ),
         (

@@ -39,16 +39,16 @@ class Cell:
     def mean_text(self) -> str:
         if self.mean is None:
             return NONE
-        return number_text(self.mean, 0 if self._is_constant_count else self.column.digits)
+        return number_text(self.mean, 0 if self._is_count else self.column.digits)
 
     @property
     def std_text(self) -> str:
-        return "" if self.std is None or self._is_constant_count else number_text(self.std, self.column.digits)
+        return "" if self.std is None or self._is_count else number_text(self.std, self.column.digits)
 
     @property
-    def _is_constant_count(self) -> bool:
-        """Whether all runs have the same whole number of something, such as one receiver call."""
-        return self.column.best is None and not self.std and self.mean is not None and self.mean.is_integer()
+    def _is_count(self) -> bool:
+        """Whether all runs have the same whole number of something."""
+        return self.column.counts and not self.std and self.mean is not None and self.mean.is_integer()
 
     @property
     def spread_text(self) -> str:
@@ -105,7 +105,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
         >>> spread([0.25, 0.75]), spread([0.5])
         ('0.500 ± 0.354', '0.500')
     """
-    cell = _cell([*values], Column("", "", best="max", digits=digits))
+    cell = _cell([*values], Column("", "", digits=digits))
     return cell.mean_text + cell.spread_text
 
 

@@ -62,10 +62,14 @@ ul { padding-left: 1.2rem; max-width: 60rem; }
 li { overflow-wrap: anywhere; margin: .2rem 0; }
 .left-out { margin-top: 1.25rem; border-left: 4px solid var(--warn); padding: .1rem .9rem; background: var(--panel); }
 @media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  html { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
+  table { font-size: .85rem; }
+  th, td, thead th, tbody th { min-width: 0; padding-right: .3rem; }
+  td { white-space: normal; }
   .box { overflow: visible; }
   .figures { grid-template-columns: 1fr 1fr; }
-  nav, details:not([open]) { display: none; }
+  nav, details:not([open]), .settings:not(:has(details[open])) { display: none; }
   h2, h3 { break-after: avoid; }
   tr { break-inside: avoid; }
 }
@@ -125,6 +129,7 @@ li { overflow-wrap: anywhere; margin: .2rem 0; }
 {% endfor %}
 </div>
 {% endif %}
+<div class="settings">
 <h3>Settings and commands</h3>
 {% for group in section.groups %}
 <details>
@@ -148,6 +153,7 @@ li { overflow-wrap: anywhere; margin: .2rem 0; }
 </table></div>
 </details>
 {% endfor %}
+</div>
 </section>
 {% endfor %}
 </main>

@@ -15,7 +15,7 @@ from egg_sparse.report.runs import Run
 UP, DOWN, COST = (
     Column("acc", "success", best="max"),
     Column("elbo", "ELBO", "nats", "min", 1),
-    Column("calls", "calls"),
+    Column("calls", "calls", counts=True),
 )
 
 
