@@ -23,10 +23,26 @@ def _logged(logs: host.core.Interaction, name: str) -> torch.Tensor:
     return part.reshape(len(part), -1)
 
 
+def _is_relaxed(message: torch.Tensor) -> bool:
+    """Whether messages are rows of numbers other than zeros and ones."""
+    return message.is_floating_point() and not bool(((message == 0) | (message == 1)).all())
+
+
+def _frequencies(messages: torch.Tensor) -> torch.Tensor:
+    """The frequencies of the distinct rows, float64."""
+    counts = torch.unique(messages, dim=0, return_counts=True)[1].double()
+    return counts / counts.sum()
+
+
+def _entropy(frequencies: torch.Tensor) -> float:
+    """The entropy in bits."""
+    return float((frequencies * frequencies.log2()).sum().abs())
+
+
 def _messages(logs: host.core.Interaction) -> torch.Tensor:
     """The discrete messages of an Interaction, one row per example."""
     message = _logged(logs, "message")
-    if message.is_floating_point() and not ((message == 0) | (message == 1)).all():
+    if _is_relaxed(message):
         raise ValueError(
             "message must be symbol ids or rows of zeros and ones, got other numbers: Gumbel-Softmax games train with "
             "relaxed messages, so use those of the validation alone (print_train=False)"
@@ -91,9 +107,47 @@ class MessageEntropy(_MessageStatistic):
         super().__init__(print_train)
 
     def _statistic(self, logs: host.core.Interaction) -> float:
-        counts = torch.unique(_messages(logs), dim=0, return_counts=True)[1].double()
-        frequencies = counts / counts.sum()
-        return float((frequencies * frequencies.log2()).sum().abs())
+        return _entropy(_frequencies(_messages(logs)))
+
+
+class MessageUsage(host.core.Callback):
+    r"""Adds statistics of an epoch's messages to the metrics, for the callbacks behind it in the list.
+
+    Of the frequencies :math:`f_m` of the distinct messages these are their number (``messages_used``), their entropy
+    :math:`H = -\sum_m f_m \log_2 f_m` in bits (``message_entropy``), the perplexity :math:`2^H`
+    (``message_perplexity``), and the largest of them (``largest_message_share``). The messages are those of
+    :class:`MessageEntropy`, as the game logs them: the exact games log the sender's most probable message. Relaxed
+    messages, which Gumbel-Softmax games train with, have no such statistics, and the epoch gets none.
+
+    Raises:
+        ValueError: at the end of an epoch, if the game logs no messages.
+
+    Example:
+        >>> logs = host.core.Interaction.empty()
+        >>> logs.message = torch.tensor([4, 4, 7, 1])
+        >>> MessageUsage().on_validation_end(0.0, logs, 1)
+        >>> {name: round(float(value), 3) for name, value in logs.aux.items()}
+        {'messages_used': 3.0, 'message_entropy': 1.5, 'message_perplexity': 2.828, 'largest_message_share': 0.5}
+    """
+
+    def _add(self, logs: host.core.Interaction) -> None:
+        if _is_relaxed(_logged(logs, "message")):
+            return
+        frequencies = _frequencies(_messages(logs))
+        entropy = _entropy(frequencies)
+        usage = {
+            "messages_used": len(frequencies),
+            "message_entropy": entropy,
+            "message_perplexity": 2**entropy,
+            "largest_message_share": float(frequencies.max()),
+        }
+        logs.aux.update({name: torch.tensor([float(value)]) for name, value in usage.items()})
+
+    def on_epoch_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
+        self._add(logs)
+
+    def on_validation_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
+        self._add(logs)
 
 
 class TopographicSimilarity(_MessageStatistic):
