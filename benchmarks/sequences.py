@@ -21,6 +21,7 @@ from torch import nn
 from benchmarks.measure import Settings, Step, Table, fitted_exponent, milliseconds, peak_gigabytes, ratio
 from benchmarks.measure import seconds_in_turns as in_turns
 from egg_sparse import RnnSenderSparsemax, SenderReceiverRnnMarg, host
+from egg_sparse.callbacks.gradients import moments
 from egg_sparse.distribution import SparseDistribution
 from egg_sparse.games.marginal import unbiased
 from egg_sparse.mappings.resampling import score_of_sample, sum_and_sample
@@ -232,12 +233,12 @@ def _variances(settings: Settings) -> Table:
         torch.manual_seed(0)
         scores = toy.scores.repeat(draws, 1, 1, 1).requires_grad_()
         (gradients,) = torch.autograd.grad(estimator(toy, scores).sum(), scores)
-        mean = gradients.mean(0)
-        error = (gradients.var(0).sum() / draws).sqrt()
+        mean, variance = moments(gradients)
+        error = (variance.sum() / draws).sqrt()
         table.rows.append(
             {
                 "estimator": name,
-                "variance": float(gradients.float().var(0).sum()),
+                "variance": float(variance.sum()),
                 "error of the mean": float((mean - true[0]).norm()),
                 "standard error": float(error),
             }
