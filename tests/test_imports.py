@@ -8,6 +8,7 @@ import egg_sparse
 ROOT = pathlib.Path(egg_sparse.__file__).parent
 LAYERS = {
     "distribution": 0,
+    "files": 0,
     "mappings": 1,
     "support": 1,
     "wrappers": 2,

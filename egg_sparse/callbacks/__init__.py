@@ -1,5 +1,6 @@
-"""EGG callbacks: metrics, statistics of the messages, seeds and schedules."""
+"""EGG callbacks: metrics and loggers, statistics of messages and gradients, checkpoints, seeds and schedules."""
 
+from egg_sparse.callbacks.checkpoints import BestCheckpoint
 from egg_sparse.callbacks.gradients import GradientVariance
 from egg_sparse.callbacks.language import LanguageStatistics, interaction_of
 from egg_sparse.callbacks.messages import MessageEntropy, MessageUsage, TopographicSimilarity, symbols_of
@@ -9,6 +10,7 @@ from egg_sparse.callbacks.schedules import Schedule, StepTemperature, SupportSch
 from egg_sparse.callbacks.seeds import EpochSeeds, EpochSetter
 
 __all__ = [
+    "BestCheckpoint",
     "EpochSeeds",
     "EpochSetter",
     "GradientVariance",

@@ -14,7 +14,10 @@ from egg_sparse import host
 
 def mean_metrics(loss: float, logs: host.core.Interaction) -> dict[str, float]:
     """The loss, and the mean of every metric in an Interaction's ``aux``."""
-    return {"loss": loss, **{name: float(value.float().mean()) for name, value in logs.aux.items()}}
+    means = {
+        name: float((value if value.is_floating_point() else value.float()).mean()) for name, value in logs.aux.items()
+    }
+    return {"loss": loss, **means}
 
 
 class _MetricsLogger(host.core.Callback, abc.ABC):
@@ -163,7 +166,7 @@ class SenderState(host.core.Callback):
         >>> logs = host.core.Interaction.empty()
         >>> SenderState(SparsemaxWrapper(torch.nn.Linear(2, 3), temperature=2.5)).on_validation_end(0.0, logs, 1)
         >>> logs.aux
-        {'temperature': tensor([2.5000])}
+        {'temperature': tensor([2.5000], dtype=torch.float64)}
     """
 
     def __init__(self, sender: Any, prefix: str = "") -> None:
@@ -183,7 +186,7 @@ class SenderState(host.core.Callback):
         }
         for name, value in state.items():
             if value is not None:
-                logs.aux[self.prefix + name] = torch.as_tensor(value).detach().float().cpu().reshape(-1)
+                logs.aux[self.prefix + name] = torch.as_tensor(value, dtype=torch.float64).detach().cpu().reshape(-1)
 
     def on_epoch_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:
         self._add(logs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+from egg_sparse.files import whole_file
 from egg_sparse.report import page, plots, tables
 from egg_sparse.report.experiments import EXPERIMENTS, OTHER, columns_of
 from egg_sparse.report.groups import group
@@ -107,5 +108,5 @@ def _make(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    with run_folder.whole_file(path) as unfinished:
+    with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="replace")

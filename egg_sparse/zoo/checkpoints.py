@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from egg_sparse import host
-from egg_sparse.zoo import run_folder
+from egg_sparse.callbacks.checkpoints import write
 
 
 class RunCheckpoints(host.core.CheckpointSaver):
@@ -76,23 +76,6 @@ class RunCheckpoints(host.core.CheckpointSaver):
         path = self.folder / f"{name}.tar"
         write(self.get_checkpoint(), path)
         return path
-
-
-def write(checkpoint: Any, path: pathlib.Path) -> None:
-    """Writes a checkpoint so that at any moment there is the whole old one or the whole new one.
-
-    Raises:
-        OSError: it cannot be written; what was there stays.
-    """
-    path.parent.mkdir(exist_ok=True, parents=True)
-    try:
-        with run_folder.whole_file(path) as unfinished, unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
-    except RuntimeError as error:
-        # how torch.save says that it could not write
-        if "inline_container" not in str(error) and "write" not in str(error):
-            raise
-        raise OSError(f"cannot write a checkpoint to {path.parent}: is the disk full?") from error
 
 
 def read(path: str | os.PathLike[str]) -> Any:

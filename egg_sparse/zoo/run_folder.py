@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jsonl", "curves.png", "checkpoints"
-RESULTS_FILE, COSTS_FILE = "results.json", "costs.jsonl"
+from egg_sparse.files import whole_file
 
-# options of where a run happens, not of what it computes: --evaluate and --resume do not take them over
-_NOT_SAVED = {
+OPTIONS_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINTS = "opts.json", "metrics.jsonl", "curves.png", "checkpoints"
+RESULTS_FILE, COSTS_FILE, WANDB_FILE, BEST = "results.json", "costs.jsonl", "wandb_id", "best.tar"
+
+NOT_SAVED = {
     "checkpoint_dir",
+    "config",
     "cuda",
     "debug",
     "device",
@@ -27,8 +26,10 @@ _NOT_SAVED = {
     "no_cuda",
     "out",
     "preemptable",
+    "quick",
     "resume",
 }
+"""Options of where a run happens, not of what it computes: --evaluate and --resume do not take them over."""
 
 
 current: pathlib.Path | None = None
@@ -80,60 +81,26 @@ def _make_new(folder: pathlib.Path) -> pathlib.Path:
             made = folder.with_name(f"{folder.name}-{number}")
 
 
+def saved_options(opts: argparse.Namespace) -> dict[str, Any]:
+    """The options that say what a run computes, by name."""
+    return {name: value for name, value in sorted(vars(opts).items()) if name not in NOT_SAVED}
+
+
+def wandb_id(folder: pathlib.Path) -> str:
+    """The name by which Weights & Biases knows a run, drawn once and kept in its folder."""
+    file = folder / WANDB_FILE
+    if not file.is_file():
+        with whole_file(file) as unfinished:
+            unfinished.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
 def _write_options(opts: argparse.Namespace, folder: pathlib.Path, new: bool) -> None:
-    saved = {name: value for name, value in sorted(vars(opts).items()) if name not in _NOT_SAVED}
     try:
         with whole_file(folder / OPTIONS_FILE, new) as unfinished:
-            unfinished.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+            unfinished.write_text(json.dumps(saved_options(opts), indent=2) + "\n", encoding="utf-8")
     except FileExistsError:
         raise ValueError(f"--out: {folder} holds a run already; choose another folder, or --resume {folder}") from None
-
-
-@contextmanager
-def whole_file(path: pathlib.Path, new: bool = False) -> Iterator[pathlib.Path]:
-    """Lets a file be written so that at any moment there is the whole old one or the whole new one.
-
-    Args:
-        path: the file.
-        new: whether there must be none yet. Of several processes that write it at once, one alone then succeeds.
-
-    Yields:
-        The name to write to, beside the file; what is there takes the file's place at the end.
-
-    Raises:
-        FileExistsError: there is one, though it must be new.
-        OSError: the file cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        yield unfinished
-        _synchronize(unfinished)
-        if new:
-            _link(unfinished, path)
-        else:
-            os.replace(unfinished, path)
-        _synchronize(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _synchronize(path: pathlib.Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link(unfinished: pathlib.Path, path: pathlib.Path) -> None:
-    try:
-        os.link(unfinished, path)
-    except FileExistsError:
-        raise
-    except OSError:  # the file system has no hard links
-        with path.open("xb") as file:
-            file.write(unfinished.read_bytes())
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:
@@ -203,7 +170,7 @@ def load_options_of(folder: pathlib.Path) -> dict[str, Any]:
         value is None or isinstance(value, (bool, int, float, str)) for value in saved.values()
     ):
         raise ValueError(f"{file} must hold one object of options with plain values")
-    return {name: value for name, value in saved.items() if name not in _NOT_SAVED}
+    return {name: value for name, value in saved.items() if name not in NOT_SAVED}
 
 
 def read_records(file: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
