@@ -390,7 +390,7 @@ def train(entry: Entry, callback: Any, loader: Any) -> None:
     ):
         entry.opts.out = f"{folder}/run"
         callbacks = [*entry.callbacks, callback]
-        training.train(entry.opts, entry.game, loader, [], "benchmark", callbacks)
+        training.train(entry.opts, entry.game, entry.core_game.sender, loader, [], "benchmark", callbacks)
 
 
 def tables(settings: Settings) -> list[Table]:

@@ -15,7 +15,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from egg_sparse.zoo import run_folder
+import torch
+
+from egg_sparse import host
+from egg_sparse.version import __version__
+from egg_sparse.zoo import config_file, run_folder
 
 
 def number(
@@ -83,8 +87,11 @@ EGG_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "load_from_checkpoint": ("run", {"type": path, "help": "checkpoint to go on from, or to test"}),
     "preemptable": ("run", {"help": "go on from the newest checkpoint in --out or --checkpoint_dir, if there is one"}),
-    "tensorboard": ("run", {"help": "write summaries for TensorBoard"}),
-    "tensorboard_dir": ("run", {"type": path, "help": "folder of these summaries"}),
+    "tensorboard": ("run", {"help": "write the metrics for TensorBoard"}),
+    "tensorboard_dir": (
+        "run",
+        {"type": path, "default": None, "help": "folder of these files (default: tensorboard in the run folder)"},
+    ),
     "distributed_port": ("run", {"help": "port that processes started by SLURM share"}),
 }
 """The options that ``core.init`` adds: their group, and what this project says of them."""
@@ -95,6 +102,7 @@ EXCLUSIVE = {
         ("out", "load_from_checkpoint", "preemptable"),
         "it goes on in its folder, from the newest checkpoint there",
     ),
+    "quick": (("evaluate", "resume"), "it is for a run of its own"),
 }
 """Options that contradict others, and why."""
 
@@ -114,11 +122,23 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+class _Version(argparse.Action):
+    """Prints the versions, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=kwargs["help"])
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"egg_sparse {__version__}, on {host.describe()}, torch {torch.__version__}", flush=True)
+        parser.exit()
+
+
 class ZooParser(argparse.ArgumentParser):
     """A parser with groups of options, which has its own words and defaults for EGG's and knows what was given.
 
-    Options can be abbreviated, as those of EGG's games can. With ``--evaluate`` or ``--resume`` the options of the run
-    that is meant come first, and those of the command line override them.
+    Options can be abbreviated, as those of EGG's games can. Each of these overrides those before it: the defaults, the
+    values of ``--quick``, the options of the run that ``--evaluate`` or ``--resume`` means, the file of ``--config``,
+    the command line.
 
     Args:
         prog: the command's name, for messages.
@@ -126,41 +146,79 @@ class ZooParser(argparse.ArgumentParser):
         defaults: the defaults of options that ``core.init`` adds, by name.
         unused: the options of EGG's that have no effect in this experiment, by name, and why. ``--help`` leaves them
             out.
+        quick: the options that ``--quick`` sets, by name, and their values.
 
     Attributes:
         group: the groups of options, by name; each has ``add_argument``.
-        given: the options of the command line, by their whole names, and their values.
+        given: the options of the command line and of ``--config``, by their whole names, and their values. Those of a
+            run's own ``opts.json`` are left out: it has all options, whether the run reads them or not.
+        tensorboard: the value of ``--tensorboard``. The parsed options say False, so that ``core.init`` makes no
+            writer: it would make one in every process.
     """
 
     def __init__(
-        self, prog: str, description: str, defaults: Mapping[str, Any], unused: Mapping[str, str] | None = None
+        self,
+        prog: str,
+        description: str,
+        defaults: Mapping[str, Any],
+        unused: Mapping[str, str] | None = None,
+        quick: Mapping[str, Any] | None = None,
     ) -> None:
         self.defaults = defaults
+        self.quick = quick or {}
         self.unused = unused or {}
         self.group: dict[str, Any] = {}
         self.given: dict[str, Any] = {}
+        self.tensorboard = False
+        self._source = ""  # of the options that are parsed, for errors
         super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter, usage="%(prog)s [options]")
         self.group.update({name: self.add_argument_group(name) for name in GROUPS})
+        option = self.group["run"].add_argument
+        option("--config", type=path, help="YAML or JSON file of options by name, which those given override")
+        sets = ", ".join(f"{name} {value}" for name, value in self.quick.items())
+        option("--quick", action="store_true", help=f"run of seconds, to see that everything works; sets {sets}")
+        option("--version", action=_Version, help="print the versions of egg_sparse, of its host and of PyTorch")
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:  # type: ignore[override]
         name = args[-1].removeprefix("--")
         if name not in EGG_OPTIONS:
             return super().add_argument(*args, **kwargs)
         group, own = EGG_OPTIONS[name]
-        own = {**own, "default": self.defaults.get(name, kwargs.get("default"))}
+        own = {**own, "default": self.defaults.get(name, own.get("default", kwargs.get("default")))}
         if name in self.unused:
             own["help"] = argparse.SUPPRESS
         return self.group[group].add_argument(*args, **{**kwargs, **own})
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         args = sys.argv[1:] if args is None else args
+        self.given = self._named_in(args)
+        config = config_file.read(self, self.given["config"]) if "config" in self.given else {}
+        of_config = as_arguments(config)
+        if config:
+            self._source = f"{self.given['config']}: "
+            named = self._named_in(of_config)
+            if not self._is_of_run(config, pathlib.Path(self.given["config"])):
+                self.given = named | self.given
+            self._source = ""
+        of_run = {name: value for name, value in self._options_of_run().items() if name not in config}
+        quick = self.quick if "quick" in self.given else {}
+        opts = super().parse_args([*as_arguments(quick), *as_arguments(of_run), *of_config, *args], namespace)
+        self.tensorboard, opts.tensorboard = getattr(opts, "tensorboard", False), False
+        return opts
+
+    def _is_of_run(self, config: Mapping[str, Any], file: pathlib.Path) -> bool:
+        """Whether a file of options is the ``opts.json`` of a run, or a copy of one."""
+        saved = {action.dest for action in self._actions if action.default is not argparse.SUPPRESS}
+        return file.name == run_folder.OPTIONS_FILE or saved - run_folder.NOT_SAVED <= config.keys()
+
+    def _named_in(self, args: Sequence[str]) -> dict[str, Any]:
+        """The options that are in a command line, by their whole names, and their values."""
         absent = object()
         found = argparse.Namespace(**{action.dest: absent for action in self._actions})
         self.parse_known_args(args, found)
-        self.given = {name: value for name, value in vars(found).items() if value is not absent}
-        return super().parse_args([*self._options_of_run(), *args], namespace)
+        return {name: value for name, value in vars(found).items() if value is not absent}
 
-    def _options_of_run(self) -> list[str]:
+    def _options_of_run(self) -> dict[str, Any]:
         """The options of the run that is tested or resumed, none without ``--evaluate`` and ``--resume``."""
         for option, (others, why) in EXCLUSIVE.items():
             for other in others:
@@ -173,16 +231,15 @@ class ZooParser(argparse.ArgumentParser):
         elif "resume" in self.given:
             saved = run_folder.load_options_of(pathlib.Path(self.given["resume"]))
         else:
-            return []
-        arguments = as_arguments(saved)
+            return {}
         # opts.json has whole names: a shorter one is no abbreviation but an option of another version
-        unknown = [each for each in arguments if each.partition("=")[0] not in self._option_string_actions]
+        unknown = [each for each in as_arguments(saved) if each.partition("=")[0] not in self._option_string_actions]
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return arguments
+        return saved
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
+        self.exit(2, f"{self.prog}: error: {self._source}{message} (--help lists all options)\n")
 
     def warn_unused(self, names: Iterable[str], why: str) -> None:
         """Writes a warning for every one of these options that was given."""
@@ -191,7 +248,7 @@ class ZooParser(argparse.ArgumentParser):
                 print(f"{self.prog}: warning: --{name} has no effect {why}", file=sys.stderr, flush=True)
 
 
-def as_arguments(opts: dict[str, Any]) -> list[str]:
+def as_arguments(opts: Mapping[str, Any]) -> list[str]:
     """Options as a command line: what ``opts.json`` holds, to be followed by what overrides it."""
     arguments: list[str] = []
     for name, value in opts.items():

@@ -352,7 +352,9 @@ TRAINING_OPTIONS = (
     "checkpoint_dir",
     "checkpoint_freq",
     "fp16",
+    "gradient_variance",
     "keep",
+    "keep_best",
     "lr",
     "lr_schedule",
     "n_epochs",
@@ -360,8 +362,12 @@ TRAINING_OPTIONS = (
     "optimizer",
     "random_seed",
     "tensorboard",
+    "tensorboard_dir",
     "update_freq",
     "validation_freq",
+    "wandb",
+    "wandb_dir",
+    "wandb_project",
     "weight_decay",
 )
 """Options that have no effect with ``--evaluate``."""
@@ -383,6 +389,10 @@ def warn_unused(
     """
     if opts.evaluate:
         parser.warn_unused(TRAINING_OPTIONS, "with --evaluate")
+    else:
+        for logger, of_logger in (("tensorboard", ["tensorboard_dir"]), ("wandb", ["wandb_dir", "wandb_project"])):
+            if not getattr(opts, logger, False):
+                parser.warn_unused(of_logger, f"without --{logger}")
     of_methods = dict.fromkeys(name for method in methods.values() for name in method.options)
     parser.warn_unused([name for name in of_methods if name not in methods[opts.mode].options], f"in mode {opts.mode}")
     unused = [name for name, sources in data_options.items() if opts.data not in sources]

@@ -22,6 +22,9 @@ core = host.core
 def parse(parser: ZooParser, params: list[str]) -> argparse.Namespace:
     """Parses the options, makes the processes agree on a seed, and finds the checkpoint that a run goes on from."""
     opts = core.init(parser, params)
+    opts.tensorboard = parser.tensorboard
+    if opts.keep_best and opts.validation_freq == 0 and not opts.evaluate:
+        parser.error("--keep_best needs a validation: --validation_freq must be at least 1, got 0")
     if opts.resume:
         opts.out = opts.resume
     if opts.distributed_context.is_distributed:

@@ -9,7 +9,8 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,19 @@ import torch
 from torch import nn
 
 from egg_sparse import host
-from egg_sparse.callbacks import EpochSeeds, EpochSetter, MetricsWriter, TrainingProgress
+from egg_sparse.callbacks import (
+    BestCheckpoint,
+    EpochSeeds,
+    EpochSetter,
+    GradientVariance,
+    MessageUsage,
+    MetricsWriter,
+    SenderState,
+    TensorboardMetrics,
+    TrainingProgress,
+    WandbMetrics,
+)
+from egg_sparse.callbacks.checkpoints import direction_of
 from egg_sparse.zoo import checkpoints, faults, plots, resume, run_folder
 from egg_sparse.zoo.cli import Terminated, ZooParser, number, path, require
 from egg_sparse.zoo.loaders import OnDevice
@@ -49,7 +62,37 @@ def add_run_options(parser: ZooParser, experiment: str, lr_schedule: str = "line
     option("--resume", type=path, help="run folder to go on in, with the options of that run and those given")
     option("--evaluate", action="store_true", help="test --load_from_checkpoint with the options in its run folder")
     option("--keep", type=number(int, at_least=1), default=2, help="newest checkpoints to keep, beside the last one")
+    best = (
+        "keep best.tar, the checkpoint with the best METRIC of the validation; METRIC:min or METRIC:max names the best"
+    )
+    option("--keep_best", type=metric, help=best)
+    variance = "epochs between measurements of the variance of the sender's gradient"
+    option("--gradient_variance", type=number(int, at_least=1), help=variance)
+    option(
+        "--wandb", action="store_true", help="log the metrics to Weights & Biases; WANDB_MODE=offline to a file alone"
+    )
+    option("--wandb_project", default="egg_sparse", help="project there")
+    option("--wandb_dir", type=path, help="folder of its files (default: the run folder)")
     option("--debug", action="store_true", help="show the traceback of an error")
+
+
+def metric(text: str) -> str:
+    """An argparse type: the name of a metric, and after a colon, if it must be said, whether min or max is the best."""
+    name, colon, mode = text.partition(":")
+    try:
+        if name and colon and mode in ("min", "max"):
+            return text
+        if name and not colon:
+            direction_of(name)
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"expected a metric such as acc or loss, or METRIC:min or METRIC:max, got {text!r}"
+    )
+
+
+metric.__name__ = "METRIC"
 
 
 def part_of_batch(opts: argparse.Namespace) -> tuple[int, int]:
@@ -106,6 +149,17 @@ def build_schedule(opts: argparse.Namespace, optimizer: torch.optim.Optimizer) -
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda epoch: 1.0 if constant else max(0.0, 1 - epoch / max(1, opts.n_epochs))
     )
+
+
+@contextmanager
+def with_options(opts: argparse.Namespace, **values: Any) -> Iterator[None]:
+    """Gives options, which EGG's Trainer reads, other values for a while."""
+    kept = {name: getattr(opts, name) for name in values}
+    vars(opts).update(values)
+    try:
+        yield
+    finally:
+        vars(opts).update(kept)
 
 
 class ValidationAsTrained(host.core.Callback):
@@ -205,6 +259,7 @@ class Run:
 def train(
     opts: argparse.Namespace,
     game: nn.Module,
+    sender: Any,
     train_data: Any,
     validation_data: Iterable,
     experiment: str,
@@ -218,6 +273,7 @@ def train(
     Args:
         opts: all options.
         game: the game to train.
+        sender: its sender.
         train_data: the training batches, a loader with ``set_epoch`` and a length.
         validation_data: the validation batches.
         experiment: the name of the folder of runs of one kind.
@@ -234,7 +290,7 @@ def train(
     if opts.distributed_context.is_leader:
         run = _begin(opts, experiment, checkpoint.epoch if checkpoint else 0, complete)
     if not complete:
-        _train(opts, game, train_data, validation_data, callbacks, shown, run)
+        _train(opts, game, sender, train_data, validation_data, callbacks, shown, run)
     elif run:
         print(
             f"# nothing is left to train: {opts.load_from_checkpoint} has been trained for {opts.n_epochs} epochs",
@@ -294,6 +350,7 @@ def _costs(folder: pathlib.Path, epoch: int) -> CostsWriter | None:
 def _train(
     opts: argparse.Namespace,
     game: nn.Module,
+    sender: Any,
     train_data: Any,
     validation_data: Iterable,
     callbacks: Iterable[Any],
@@ -309,6 +366,7 @@ def _train(
     schedule = build_schedule(opts, optimizer)
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     metrics = MetricsWriter(run.folder / run_folder.METRICS_FILE if run else None)
+    loggers = _loggers(opts, run.folder) if run else []
     saver = None
     if run:
         metrics.history = run.history
@@ -325,10 +383,18 @@ def _train(
         fp16=opts.fp16,
         save=saver.save_as if saver else None,
     )
-    all_callbacks: list[Any] = [*transfers, seeds, EpochSetter(train_data), guard, *callbacks, metrics]
-    if run and run.costs:
-        all_callbacks.append(run.costs)
+    costs = [run.costs] if run and run.costs else []
+    added: list[Any] = [*callbacks, SenderState(sender), MessageUsage()]
+    if opts.gradient_variance:
+        added.append(GradientVariance(sender, opts.gradient_variance))
+    # the costs are those of training alone, so that they come before what measures
+    first: list[Any] = [*transfers, seeds, EpochSetter(train_data), guard, *costs]
+    all_callbacks = [*first, *added, metrics, *loggers]
     if saver:
+        if opts.keep_best:  # before the checkpoint of the epoch: a run that is killed between them does both again
+            name, _, mode = opts.keep_best.partition(":")
+            best = pathlib.Path(opts.checkpoint_dir) / run_folder.BEST
+            all_callbacks.append(BestCheckpoint(best, name, mode or None))
         all_callbacks.append(saver)
     progress = None
     if run:
@@ -338,14 +404,15 @@ def _train(
             all_callbacks.append(progress)
         else:
             all_callbacks.append(core.ConsoleLogger(print_train_loss=True, as_json=True))
-    trainer = core.Trainer(
-        game=game,
-        optimizer=optimizer,
-        optimizer_scheduler=schedule,
-        train_data=train_data,
-        validation_data=validation_data,
-        callbacks=all_callbacks,
-    )
+    with with_options(opts, tensorboard=False):  # its own logger would write in every process
+        trainer = core.Trainer(
+            game=game,
+            optimizer=optimizer,
+            optimizer_scheduler=schedule,
+            train_data=train_data,
+            validation_data=validation_data,
+            callbacks=all_callbacks,
+        )
     if opts.load_from_checkpoint:
         resume.set_options(optimizer, schedule, options, trainer.start_epoch)
     try:
@@ -362,6 +429,30 @@ def _train(
     finally:
         if progress:
             progress.stop()
+        for logger in loggers:
+            logger.close()
+
+
+def _loggers(opts: argparse.Namespace, folder: pathlib.Path) -> list[Any]:
+    """The callbacks of ``--tensorboard`` and ``--wandb``."""
+    loggers: list[Any] = []
+    if opts.tensorboard:
+        loggers.append(TensorboardMetrics(opts.tensorboard_dir or folder / "tensorboard"))
+    if opts.wandb:
+        where = pathlib.Path(opts.wandb_dir or folder)
+        where.mkdir(parents=True, exist_ok=True)
+        loggers.append(
+            WandbMetrics(
+                project=opts.wandb_project,
+                dir=str(where),
+                name=folder.name,
+                id=run_folder.wandb_id(folder),
+                resume="allow",
+                config=run_folder.saved_options(opts),
+                settings={"console": "off"},
+            )
+        )
+    return loggers
 
 
 def finish(

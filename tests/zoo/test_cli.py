@@ -163,11 +163,10 @@ class TestAbbreviations:
     def test_every_option_by_every_prefix(self, parser, capsys):
         actions = {name: action for action in parser._actions for name in action.option_strings if name[:2] == "--"}
         for name, action in actions.items():
-            if action.dest in ("help", "resume", "evaluate"):
+            if name in ("--help", "--version", "--config", "--resume", "--evaluate"):
                 continue  # which do more than set a value
             value = [] if action.nargs == 0 else [str(action.choices[0] if action.choices else 3)]
-            if action.dest == "normalizer":
-                value = ["softmax"]
+            value = {"normalizer": ["softmax"], "keep_best": ["acc"]}.get(action.dest, value)
             for length in range(3, len(name)):
                 prefix = name[:length]
                 meant = sorted(other for other in actions if other.startswith(prefix))

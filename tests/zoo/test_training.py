@@ -1,55 +1,157 @@
-"""What a run's epochs cost: counted once, also of a run that is resumed."""
+"""What a run writes beside its metrics: the loggers' files, the best checkpoint, the variance of the gradient."""
 
-import itertools
 import json
 
 import pytest
+import torch
 
-from egg_sparse.callbacks import MetricsWriter
-from egg_sparse.zoo import run_folder, training
-from egg_sparse.zoo.signal_game.train import main
+from egg_sparse import host
+from egg_sparse.zoo import checkpoints, run_folder
+from egg_sparse.zoo.cli import run
+from egg_sparse.zoo.signal_game.train import PROG, main
+from logged import by_tag, events, written_to_wandb
+from small_runs import MODES, command, same
 
-OPTIONS = ["--batches_per_epoch=3", "--batch_size=8", "--vocab_size=20", "--random_seed=1", "--no_cuda"]
+SMALL = ["--batches_per_epoch=5", "--vocab_size=12", "--game_size=4", "--batch_size=16", "--no_cuda", "--random_seed=3"]
+
+pytestmark = pytest.mark.usefixtures("few_test_games")
 
 
-def costs(folder):
-    return [json.loads(line) for line in (folder / "costs.jsonl").open()]
+def records_of(folder):
+    return [json.loads(line) for line in (folder / run_folder.METRICS_FILE).open()]
 
 
 @pytest.mark.slow
-def test_costs_of_a_resumed_run_go_on(tmp_path, monkeypatch, few_test_games):
-    plain = MetricsWriter.on_epoch_end
+def test_one_switch_for_each_logger(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    main([*SMALL, "--n_epochs=3", "--tensorboard", "--wandb", "--gradient_variance=2", "--keep_best=loss", "--out=run"])
+    folder = tmp_path / "run"
+    records = records_of(folder)
+    expected = by_tag(records)
+    names = {"support", "temperature", "learning_rate", "messages_used", "acc", "loss"}
+    assert {f"{phase}/{name}" for name in names for phase in ("train", "validation")} <= expected.keys()
+    assert list(expected["train/gradient_variance"]) == [2]
+    assert events(folder / "tensorboard") == expected
+    tags, config = written_to_wandb(folder)
+    assert tags == expected
+    assert {"vocab_size": 12, "gradient_variance": 2, "mode": "marg"}.items() <= config.items()
+    assert "out" not in config
+    losses = [record["loss"] for record in records if record["mode"] == "validation"]
+    best = losses.index(min(losses)) + 1
+    assert checkpoints.read(folder / "checkpoints/best.tar").epoch == best
+    kept = json.loads((folder / "checkpoints/best.json").read_text())
+    assert kept == {"metric": "loss", "mode": "min", "value": min(losses), "epoch": best}
 
-    def stop(self, loss, logs, epoch):
-        plain(self, loss, logs, epoch)
-        if epoch == 3:
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(MetricsWriter, "on_epoch_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main([*OPTIONS, "--n_epochs=4", f"--out={tmp_path / 'run'}"])
-    before = costs(tmp_path / "run")
-    monkeypatch.setattr(MetricsWriter, "on_epoch_end", plain)
-    main([f"--resume={tmp_path / 'run'}", "--no_cuda"])
-    after = costs(tmp_path / "run")
-    assert [(line["epoch"], line["examples"]) for line in after] == [(1, 24), (2, 48), (3, 72), (4, 96)]
-    assert after[:2] == before[:2]
-    assert all(0 < early["seconds"] < late["seconds"] for early, late in itertools.pairwise(after))
+@pytest.mark.slow
+def test_a_resumed_run_knows_the_best_so_far(monkeypatch, tmp_path):
+    """Accuracies that are made up: the best one is before the interruption, and that of epoch 4 is its equal."""
+    from egg_sparse.zoo import training
+
+    values = [0.25, 0.75, 0.5, 0.75, float("nan"), 0.625]
+
+    def made_up(self, loss, logs, epoch):
+        logs.aux["acc_made_up"] = torch.tensor([values[epoch - 1]])
+
+    monkeypatch.setattr(training.ValidationAsTrained, "on_validation_end", made_up)
+    params = [*SMALL, "--mode=sfe", "--lr_schedule=constant", "--keep_best=acc_made_up"]
+    main([*params, "--n_epochs=6", "--out=whole"])
+    main([*params, "--n_epochs=3", "--out=cut"])
+    main(["--resume=cut", "--n_epochs=6", "--no_cuda"])
+    assert checkpoints.read(tmp_path / "cut/checkpoints/best.tar").epoch == 2
+    whole, cut = (tmp_path / run / "checkpoints/best.json" for run in ("whole", "cut"))
+    assert whole.read_text() == cut.read_text()
+    assert all(same(tmp_path / "whole", tmp_path / "cut", checkpoint) for checkpoint in ("best.tar", "final.tar"))
+    tested = main(["--evaluate", "--load_from_checkpoint=cut/checkpoints/best.tar", "--no_cuda"])
+    assert tested["mode"] == "final"
 
 
 @pytest.mark.parametrize(
-    ("lines", "epoch", "known"),
+    ("params", "named"),
     [
-        ([], 0, (0.0, 0)),
-        ([], 2, None),  # a run of an older version
-        ([{"epoch": 1, "seconds": 1.5, "examples": 8}, {"epoch": 2, "seconds": 3.0, "examples": 16}], 2, (3.0, 16)),
-        ([{"epoch": 1, "seconds": 1.5, "examples": 8}, {"epoch": 2, "seconds": 3.0, "examples": 16}], 1, (1.5, 8)),
-        ([{"epoch": 1, "seconds": 1.5, "examples": 8}], 2, None),
-        ([{"epoch": 1, "seconds": "x", "examples": 8}], 1, None),
-        ([{"epoch": 1}], 1, None),
+        (["--keep_best=entropy"], ["--keep_best", "METRIC:min", "'entropy'"]),
+        (["--keep_best=acc:most"], ["--keep_best", "'acc:most'"]),
+        (["--keep_best=:max"], ["--keep_best", "':max'"]),
+        (["--keep_best=acc", "--validation_freq=0"], ["--keep_best", "--validation_freq"]),
+        (["--gradient_variance=0"], ["--gradient_variance", "'0'"]),
+        (["--quick", "--resume=run"], ["--quick", "--resume"]),
     ],
 )
-def test_costs_before_are_known_or_not_counted(lines, epoch, known, tmp_path):
-    (tmp_path / run_folder.COSTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"epoch')
-    writer = training._costs(tmp_path, epoch)
-    assert (writer and (writer.seconds, writer.examples)) == known
+def test_refused(params, named, capsys):
+    assert run(PROG, main, params) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(each in error for each in named)
+
+
+@pytest.mark.slow
+def test_a_metric_that_there_is_not(capsys):
+    assert run(PROG, main, [*SMALL, "--n_epochs=1", "--keep_best=accuracy"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "metric must be one of loss" in error
+    assert "'accuracy'" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "signal_game --mode=marg",
+        "signal_game --mode=nvil",
+        "semi_supervised_vae --mode=gs",
+        "bit_vector_vae --mode=sparsemap --budget=3",
+        "compo_vs_generalization --mode=rf",
+    ],
+)
+def test_the_variance_of_the_gradient_changes_nothing(name, monkeypatch, tmp_path):
+    entry, params = command(name)
+    train = __import__(f"egg_sparse.zoo.{entry}.train", fromlist=["main"])
+    params = [*params, "--n_epochs=1", "--no_cuda", "--random_seed=3"]
+    if entry != "signal_game":
+        params.append("--quick")
+    for options, out in (([], "plain"), (["--gradient_variance=1"], "measured")):
+        train.main([*params, *options, f"--out={out}"])
+    plain, measured = (records_of(tmp_path / out) for out in ("plain", "measured"))
+    found = [record.pop("gradient_variance") for record in measured if record["mode"] == "train"]
+    for record in measured:
+        record.pop("relative_gradient_variance", None)
+    assert plain == measured
+    exact = name.startswith(("signal_game --mode=marg", "bit_vector_vae --mode=sparsemap"))
+    assert (found[0] == 0) == exact
+    (tmp_path / "measured" / run_folder.METRICS_FILE).write_bytes(
+        (tmp_path / "plain" / run_folder.METRICS_FILE).read_bytes()
+    )
+    assert same(tmp_path / "plain", tmp_path / "measured")
+
+
+QUICK = [f"{entry} {mode.split()[0]}" for entry, modes in MODES.items() for mode in modes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", dict.fromkeys(QUICK))
+def test_a_quick_run_of_every_mode(name, tmp_path):
+    entry, mode = name.split()
+    train = __import__(f"egg_sparse.zoo.{entry}.train", fromlist=["main"])
+    final = train.main([f"--mode={mode}", "--quick", "--no_cuda", "--random_seed=1", "--keep=3", "--out=run"])
+    assert final["seconds"] < 20
+    saved = json.loads((tmp_path / "run/opts.json").read_text())
+    quick = train.build_parser().quick
+    assert {**quick, "keep": 3}.items() <= saved.items(), "what is given wins, and what was run is kept"
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"opts.json", "metrics.jsonl", "results.json", "curves.png", "checkpoints"} <= files
+
+
+@pytest.mark.slow
+def test_what_is_given_wins_over_quick(tmp_path):
+    main(["--n_epochs=1", "--quick", "--vocab_size=5", "--no_cuda", "--out=run"])
+    assert {record["epoch"] for record in records_of(tmp_path / "run")} == {1}
+    assert json.loads((tmp_path / "run/opts.json").read_text())["vocab_size"] == 5
+
+
+def test_versions(capsys, tmp_path):
+    import egg_sparse
+
+    assert run(PROG, main, ["--version", "--out=run"]) == 0
+    out = capsys.readouterr().out
+    assert out == f"egg_sparse {egg_sparse.__version__}, on {host.describe()}, torch {torch.__version__}\n"
+    assert not list(tmp_path.iterdir())

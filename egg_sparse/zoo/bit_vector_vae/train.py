@@ -32,6 +32,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="A VAE whose latent is a vector of bits, by exact sparse marginalization or by sampling.",
+        quick={"n_epochs": 1, "latent_size": 6, "nll_samples": 16, "nll_images": 20, "validation_nll_samples": 2},
         defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.002, "checkpoint_freq": 1},
         unused={"max_len": bit_vectors, "vocab_size": bit_vectors},
     )
@@ -155,6 +156,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
         run = training.train(
             opts,
             vae,
+            vae.game.sender,
             loader,
             validation,
             "bit_vector_vae",

@@ -50,6 +50,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="Two agents learn to describe objects, by exact sparse marginalization or by sampling.",
+        quick={"n_epochs": 2, "n_values": 5, "vocab_size": 6, "data_scaler": 4, "batch_size": 16},
         defaults={
             "batch_size": 64, "n_epochs": 20, "lr": 0.003, "vocab_size": 60, "max_len": 2, "checkpoint_freq": 1,
         },
@@ -182,7 +183,7 @@ def train(opts: argparse.Namespace, game: nn.Module, loaders: dict[str, ObjectLo
     callbacks = [training.ValidationAsTrained(expected_success)] if method.sums else []
     callbacks += method.callbacks(opts, game.sender, len(loaders["batches"]))
     batches, validation = loaders["batches"], loaders["unseen"]
-    return training.train(opts, game, batches, validation, "compo_vs_generalization", callbacks)
+    return training.train(opts, game, game.sender, batches, validation, "compo_vs_generalization", callbacks)
 
 
 def _panels(opts: argparse.Namespace) -> list[plots.Panel]:

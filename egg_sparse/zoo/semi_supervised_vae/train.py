@@ -37,6 +37,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="A VAE of images whose class is a message, learnt from few labels.",
+        quick={"n_epochs": 1, "warm_start_epochs": 2},
         defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005, "checkpoint_freq": 1},
         unused={"max_len": ten_classes, "vocab_size": ten_classes},
     )
@@ -108,18 +109,14 @@ def warm_start(opts: argparse.Namespace, game: SemiSupervisedGame, split: data.S
     loader = data.SemiSupervisedLoader(split.labeled, None, opts.batch_size, opts.random_seed, part=part)
     agents = [*game.classifier.parameters(), *game.vae.parameters()]
     optimizer = training.build_optimizer(opts, agents, opts.warm_start_lr)
-    kept = {name: getattr(opts, name) for name in ("checkpoint_dir", "preemptable", "tensorboard")}
-    for name, off in (("checkpoint_dir", None), ("preemptable", False), ("tensorboard", False)):
-        setattr(opts, name, off)
     game.labeled_only = True
     try:
-        core.Trainer(game=game, optimizer=optimizer, train_data=loader, callbacks=[EpochSetter(loader)]).train(
-            opts.warm_start_epochs
-        )
+        with training.with_options(opts, checkpoint_dir=None, preemptable=False, tensorboard=False):
+            core.Trainer(game=game, optimizer=optimizer, train_data=loader, callbacks=[EpochSetter(loader)]).train(
+                opts.warm_start_epochs
+            )
     finally:
         game.labeled_only = opts.labeled_only
-        for name, value in kept.items():
-            setattr(opts, name, value)
 
 
 def build_loaders(opts: argparse.Namespace, split: data.Split) -> dict[str, data.SemiSupervisedLoader]:
@@ -254,7 +251,9 @@ def train(
         training.ValidationAsTrained(lambda device: play_as_trained(game, loaders["validation"], device)),
         *METHODS[opts.mode].callbacks(opts, game.game.sender, len(loaders["train"])),
     ]
-    return training.train(opts, game, loaders["train"], loaders["validation"], "semi_supervised_vae", callbacks)
+    return training.train(
+        opts, game, game.game.sender, loaders["train"], loaders["validation"], "semi_supervised_vae", callbacks
+    )
 
 
 def _panels(opts: argparse.Namespace) -> list[plots.Panel]:

@@ -73,6 +73,7 @@ def build_parser() -> ZooParser:
     parser = ZooParser(
         prog=PROG,
         description="Two agents learn to name images, by exact sparse marginalization or by sampling.",
+        quick={"n_epochs": 2, "batches_per_epoch": 10, "vocab_size": 16, "game_size": 4, "batch_size": 16},
         defaults={"batch_size": 64, "n_epochs": 40, "lr": 0.005, "vocab_size": 256, "max_len": 1, "checkpoint_freq": 1},
     )
     count = number(int, at_least=1)
@@ -371,7 +372,7 @@ def train(
     callbacks = methods_of(opts)[opts.mode].callbacks(opts, game.sender, opts.batches_per_epoch)
     if expected_success is not None:
         callbacks.insert(0, training.ValidationAsTrained(expected_success))
-    return training.train(opts, game, loaders["train"], loaders["validation"], "signal_game", callbacks)
+    return training.train(opts, game, game.sender, loaders["train"], loaders["validation"], "signal_game", callbacks)
 
 
 def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
