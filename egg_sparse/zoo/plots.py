@@ -13,15 +13,28 @@ import torch
 from egg_sparse.zoo import look, run_folder
 
 
-def grid(images: torch.Tensor, columns: int, path: pathlib.Path, title: str) -> None:
-    """Draws square grey images ``(n, n_pixels)`` with values in [0, 1], 0 is black, row by row."""
-    side = math.isqrt(images.shape[1])
+def grid(images: torch.Tensor, columns: int, path: pathlib.Path, title: str, height: int | None = None) -> None:
+    """Draws grey images ``(n, n_pixels)`` with values in [0, 1], 0 is black, row by row.
+
+    Args:
+        images: the images.
+        columns: the number of images in a row.
+        path: the path of the PNG.
+        title: the title above them.
+        height: the pixels of an image from top to bottom; None for what makes it as nearly square as possible.
+    """
+    n_pixels = images.shape[1]
+    if height is None:
+        height = next(each for each in range(math.isqrt(n_pixels), 0, -1) if n_pixels % each == 0)
+    width = n_pixels // height
     rows = -(-len(images) // columns)
-    canvas = torch.ones(rows * columns, side + 1, side + 1)
-    canvas[: len(images), :side, :side] = images.detach().cpu().reshape(-1, side, side)
-    canvas = canvas.reshape(rows, columns, side + 1, side + 1).transpose(1, 2).reshape(rows * (side + 1), -1)
+    canvas = torch.ones(rows * columns, height + 1, width + 1)
+    canvas[: len(images), :height, :width] = images.detach().cpu().reshape(-1, height, width)
+    canvas = canvas.reshape(rows, columns, height + 1, width + 1).transpose(1, 2).reshape(rows * (height + 1), -1)
+    scale = 0.6 / math.sqrt(height * width)  # inches a pixel
+    size = [max(0.12, scale * side) for side in (width, height)]
     with look.applied():
-        figure = look.new_figure(0.6 * columns, 0.6 * rows + 0.4)
+        figure = look.new_figure(max(3.0, size[0] * columns), size[1] * rows + 0.4)
         axes = figure.add_subplot()
         axes.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(title, fontsize=look.SMALL)

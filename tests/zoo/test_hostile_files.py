@@ -4,6 +4,7 @@ Every reader is fuzzed: whole files and attacks are mutated at random, by defaul
 EGG_SPARSE_LONG it is a hundred times as often, and ``pytest -s`` prints how many files and bytes it were.
 """
 
+import itertools
 import json
 import os
 import pickle
@@ -15,12 +16,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from egg_sparse import standin
 from egg_sparse.zoo import checkpoints, images, run_folder
 from egg_sparse.zoo.bit_vector_vae import data as bit_vector_data
 from egg_sparse.zoo.semi_supervised_vae import data as semi_supervised_data
 from egg_sparse.zoo.signal_game import data, files
+from egg_sparse.zoo.signal_game import train as signal_game
 
 LONG = bool(os.environ.get("EGG_SPARSE_LONG"))
 MUTATIONS = 20_000 if LONG else 200
@@ -183,6 +186,28 @@ class TestRunFolders:
             assert kept == [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
+class TestOptionFiles:
+    """Those of ``--config``."""
+
+    def test_fuzz(self, tmp_path, marker, capsys):
+        path = tmp_path / "config"
+        options = {"mode": "gs", "lr": 0.001, "n_epochs": 3, "out": None, "straight_through": True}
+        attack = f"lr: !!python/object/apply:os.mkdir ['{marker}']\n"
+        bomb = "a: &a [x, x]\n" + "".join(
+            f"{after}: &{after} [*{before}, *{before}]\n" for before, after in itertools.pairwise("abcdefghi")
+        )
+        seeds = [json.dumps(options).encode(), yaml.safe_dump(options).encode(), attack.encode(), bomb.encode()]
+
+        def read():
+            try:
+                found = signal_game.parse_options([f"--config={path}", "--no_cuda"])
+            except SystemExit as error:
+                raise ValueError(capsys.readouterr().err) from error
+            return None if found.n_epochs >= 0 and found.lr > 0 else "values that the options do not take"
+
+        fuzz("files of options", seeds, path, read)
+
+
 ARRAYS = {"features": np.random.default_rng(0).normal(size=(40, 6)), "labels": np.arange(40)}
 LABELS = [f"concept{i}" for i in range(20)]
 
@@ -230,6 +255,41 @@ class TestArchives:
             return None if same and np.array_equal(labels, ARRAYS["labels"]) else "other numbers than were saved"
 
         fuzz("npz", seeds, path, read)
+
+
+OWN = {"images": np.random.default_rng(0).integers(0, 256, (20, 3, 5), dtype=np.uint8), "labels": np.arange(20) % 4}
+
+
+class TestOwnImages:
+    """Those of the VAEs, ``--data npz``."""
+
+    @pytest.mark.parametrize("name", ["images", "test_images", "labels"])
+    @pytest.mark.parametrize("shape", ["(40, 1000000000000)", "(1000000000, 1000000000, 1000000000)", "(-1, 4)"])
+    def test_a_header_that_declares_more_than_there_is(self, name, shape, tmp_path):
+        """NumPy itself would ask for the memory."""
+        path = tmp_path / "a.npz"
+        header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+        np.savez(path, **{each: value for each, value in OWN.items() if each != name})
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+        with pytest.raises(ValueError, match=f"{name} declares -?[0-9]+ bytes, but has 0"):
+            semi_supervised_data.load("npz", "", None, str(path))
+
+    def test_fuzz(self, tmp_path, marker):
+        path, seeds = tmp_path / "a.npz", []
+        attack = np.array([Attack(marker)] * 20, dtype=object)
+        for arrays in (OWN, {**OWN, "labels": attack}, {**OWN, "images": attack}):
+            for save in (np.savez, np.savez_compressed):
+                save(path, **arrays)
+                seeds.append(path.read_bytes())
+
+        def read():
+            own, _, n_classes = images.npz(str(path), labeled=True)
+            same = np.array_equal(own.pixels, OWN["images"].reshape(20, 15)) and own.height == 3
+            same = same and np.array_equal(own.classes, OWN["labels"]) and n_classes == 4
+            return None if same else "other images than were saved"
+
+        fuzz("npz of images", seeds, path, read)
 
 
 class TestPickles:

@@ -69,7 +69,7 @@ def play(entry, params):
         split = semi_supervised_data.load("digits", "", None)
         game = semi_supervised_games.build_game(opts, split)
         batch = next(iter(semi_supervised_data.SemiSupervisedLoader(split.unlabeled, split.labeled, 16)))
-        return game.train()(*batch)[1], opts, semi_supervised_games.N_CLASSES
+        return game.train()(*batch)[1], opts, split.n_classes
     if entry == "compo_vs_generalization":
         objects = torch.from_numpy(all_objects(2, opts.n_values))
         return (

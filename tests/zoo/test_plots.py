@@ -1,6 +1,7 @@
 """The curves of a run: what is drawn, and what is written beside it."""
 
 import pytest
+import torch
 
 from egg_sparse.zoo import plots, run_folder
 from egg_sparse.zoo.plots import Curve, Panel
@@ -109,3 +110,19 @@ def test_the_signal_games_success(mode, trained, validated, figures, few_test_ga
         f"test, expected: {final['acc_expected']:.4g}",
         "chance: 0.25",
     }
+
+
+@pytest.mark.parametrize(
+    ("n_pixels", "height", "shape"), [(15, 3, (3, 5)), (15, 5, (5, 3)), (12, None, (3, 4)), (7, None, (1, 7))]
+)
+def test_grids_of_images_that_are_not_square(n_pixels, height, shape, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "imshow", lambda self, image, **_: drawn.append(image))
+    images = torch.arange(3 * n_pixels).reshape(3, n_pixels) / (3 * n_pixels)
+    plots.grid(images, 2, tmp_path / "grid.png", "title", height)
+    rows, columns = shape
+    assert drawn[0].shape == (2 * (rows + 1), 2 * (columns + 1))
+    second = drawn[0][:rows, columns + 1 : 2 * columns + 1]
+    assert (second == images[1].reshape(shape).numpy()).all()

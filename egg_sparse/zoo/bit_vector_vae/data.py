@@ -12,9 +12,9 @@ from egg_sparse.zoo import images
 from egg_sparse.zoo.images import GreyImages
 from egg_sparse.zoo.loaders import Part, ShuffledLoader, part_of
 
-SOURCES = ("digits", *images.TORCHVISION)
+SOURCES = ("digits", "npz", *images.TORCHVISION)
 PAPERS_TRAINING = 55_000
-_DIGITS_SPLIT_SEED = 20201208
+_SPLIT_SEED = 20201208
 
 
 @dataclass
@@ -24,19 +24,23 @@ class Split:
     test: GreyImages
 
 
-def load(source: str, data_root: str) -> Split:
+def load(source: str, data_root: str, root: str | None = None) -> Split:
     """Reads and splits a data source: of 60,000 training images the last 5,000 are for validation, as in the paper.
 
     Args:
         source: one of SOURCES.
         data_root: torchvision's folder.
+        root: the file of npz, see :func:`egg_sparse.zoo.images.npz`.
 
     Raises:
-        ImportError, OSError: the data, or the package that reads it, is missing or damaged.
+        ImportError, OSError, ValueError: the data, or the package that reads it, is missing or damaged.
     """
+    if source == "npz":
+        own, own_test, _ = images.npz(root, labeled=False)
+        return Split(*images.split(own, own_test, _SPLIT_SEED))
     if source == "digits":
         digits = images.digits()
-        order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(digits))
+        order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits))
         test, validation, train = np.split(order, [len(digits) // 5, 3 * len(digits) // 10])
         return Split(digits.take(train), digits.take(validation), digits.take(test))
     train_images, test_images = images.torchvision(source, data_root, 60_000)

@@ -24,7 +24,7 @@ core = host.core
 PROG = "egg_sparse.zoo.bit_vector_vae"
 EVALUATION_SEED = 20201208
 EVALUATION_BATCH = 100
-DATA_OPTIONS = {"data_root": ("mnist", "fashion-mnist")}
+DATA_OPTIONS = {"data_root": ("mnist", "fashion-mnist"), "root": ("npz",)}
 
 
 def build_parser() -> ZooParser:
@@ -38,9 +38,11 @@ def build_parser() -> ZooParser:
     )
     count, not_negative = number(int, at_least=1), number(float, at_least=0)
     option = parser.group["data"].add_argument
-    option("--data", choices=data.SOURCES, default="digits", help="scikit-learn's digits, or torchvision's images")
+    sources = "scikit-learn's digits, torchvision's images, or images of your own"
+    option("--data", choices=data.SOURCES, default="digits", help=sources)
     roots = "mnist, fashion-mnist: torchvision's folder, filled by download if empty"
     option("--data_root", type=path, default="data", help=roots)
+    option("--root", type=path, help="npz: file with images (n, height, width), and test_images or not")
     parser.group["agents"].add_argument("--latent_size", type=count, default=32, help="bits of a message")
     methods.add_options(parser, METHODS)
     methods.add_temperature_option(parser, METHODS)
@@ -125,11 +127,13 @@ def save_pictures(
     shown = torch.from_numpy(images.pixels[:20]).float().to(device) / (images.levels - 1)
     restored = vae.generator.mean_levels(vae.distribution(shown).mode)
     rows = torch.stack((shown, restored), 1).flatten(0, 1)
-    plots.grid(rows, 10, folder / "reconstructions.png", "test images, each beside its reconstruction")
+    title = "test images, each beside its reconstruction"
+    plots.grid(rows, 10, folder / "reconstructions.png", title, images.height)
     with torch.random.fork_rng():
         torch.manual_seed(EVALUATION_SEED)
         messages = torch.randint(0, 2, (50, vae.n_bits)).float().to(device)
-    plots.grid(vae.generator.mean_levels(messages), 10, folder / "samples.png", "decoded from uniform bits")
+    samples = vae.generator.mean_levels(messages)
+    plots.grid(samples, 10, folder / "samples.png", "decoded from uniform bits", images.height)
     if supports is not None:
         plots.histogram(supports, folder / "supports.png", "support of a test image (bit-vectors)")
 
@@ -145,7 +149,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     leader = opts.distributed_context.is_leader
     if leader:
         print(f"# {PROG} on {host.describe()}, {opts.device}", flush=True)
-    split = data.load(opts.data, opts.data_root)
+    split = data.load(opts.data, opts.data_root, opts.root)
     vae = build_vae(opts, split.train.pixels.shape[1], split.train.levels)
     resume.load_for_evaluation(opts, vae)
     run = None

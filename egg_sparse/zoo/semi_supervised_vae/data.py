@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from egg_sparse.zoo import images
 from egg_sparse.zoo.images import GreyImages
 from egg_sparse.zoo.loaders import Part, ShuffledLoader, part_of
 
-SOURCES = ("digits", "mnist")
+SOURCES = ("digits", "mnist", "npz")
 PAPERS_SPLIT_SEED = 351245
 PAPERS_VALIDATION, PAPERS_LABELED = 10_000, 5_000
-_DIGITS_SPLIT_SEED = 20201207
+_SPLIT_SEED = 20201207
 DIGITS_LABELED = 100
+N_CLASSES = 10
+"""The number of classes of digits and mnist."""
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Split:
     unlabeled: GreyImages
     validation: GreyImages
     test: GreyImages
+    n_classes: int = field(default=N_CLASSES, kw_only=True)
 
 
 def papers_split(n_labeled: int = PAPERS_LABELED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -42,30 +45,30 @@ def papers_split(n_labeled: int = PAPERS_LABELED) -> tuple[np.ndarray, np.ndarra
     return labeled, np.setdiff1d(others, labeled), validation
 
 
-def load(source: str, data_root: str, n_labeled: int | None) -> Split:
+def load(source: str, data_root: str, n_labeled: int | None, root: str | None = None) -> Split:
     """Reads and splits a data source.
 
     Args:
         source: one of SOURCES.
         data_root: torchvision's folder, for mnist.
-        n_labeled: images with a label; None for 5,000 of mnist and 100 of digits.
+        n_labeled: images with a label; None for 5,000 of mnist, 100 of digits, and a tenth of npz.
+        root: the file of npz, see :func:`egg_sparse.zoo.images.npz`.
 
     Raises:
         ImportError, OSError: the data, or the package that reads it, is missing or damaged.
-        ValueError: there are fewer images than labels asked for.
+        ValueError: there are fewer images than labels asked for, or the file of npz is not as it should be.
     """
     if source == "mnist":
         train, test = images.torchvision(source, data_root, 60_000)
         _check(n_labeled, 60_000 - PAPERS_VALIDATION)
         labeled, unlabeled, validation = papers_split(n_labeled or PAPERS_LABELED)
         return Split(train.take(labeled), train.take(unlabeled), train.take(validation), test)
-    digits = images.digits()
-    order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(digits))
-    n_test, n_validation = len(digits) // 5, len(digits) // 10
-    test_indices, validation, others = np.split(order, [n_test, n_test + n_validation])
+    own, given_test, n_classes = images.npz(root, True) if source == "npz" else (images.digits(), None, N_CLASSES)
+    others, for_validation, for_test = images.split(own, given_test, _SPLIT_SEED)
     _check(n_labeled, len(others))
-    labeled, unlabeled = np.split(others, [n_labeled or DIGITS_LABELED])
-    return Split(digits.take(labeled), digits.take(unlabeled), digits.take(validation), digits.take(test_indices))
+    default = DIGITS_LABELED if source == "digits" else max(1, len(others) // 10)
+    first, rest = np.split(np.arange(len(others)), [n_labeled or default])
+    return Split(others.take(first), others.take(rest), for_validation, for_test, n_classes=n_classes)
 
 
 def _check(n_labeled: int | None, available: int) -> None:

@@ -21,8 +21,6 @@ from egg_sparse.zoo.methods import SYMBOL_METHODS, GameParts
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.archs import Classifier, GaussianVAE, negative_elbo
 
-N_CLASSES = 10
-
 # Labels and warm start make the classifier sure, and the ELBO has its entropy: a support that begins with most of the
 # classes undoes both, so the temperature is fixed.
 METHODS = {**SYMBOL_METHODS, "marg": replace(SYMBOL_METHODS["marg"], controls_support=False)}
@@ -39,8 +37,8 @@ def elbo_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The negative ELBO of an image given its class, in nats; ``acc`` is 1 where the class is the true one.
 
-    It lacks the sender's entropy, which the game subtracts, and the uniform prior's log 10. It also reports itself as
-    ``conditional_elbo_loss``, which means the same in training and validation.
+    It lacks the sender's entropy, which the game subtracts, and the uniform prior's logarithm of the number of classes.
+    It also reports itself as ``conditional_elbo_loss``, which means the same in training and validation.
     """
     latent_dim = (receiver_output.shape[-1] - sender_input.shape[-1]) // 2
     classes = message.argmax(-1) if message.is_floating_point() else message
@@ -48,9 +46,9 @@ def elbo_loss(
     return loss, {"acc": (classes == labels).float(), "conditional_elbo_loss": loss.detach()}
 
 
-def unconditional(aux: dict[str, torch.Tensor]) -> torch.Tensor:
+def unconditional(aux: dict[str, torch.Tensor], n_classes: int) -> torch.Tensor:
     """The negative ELBO ``(B,)`` in nats, with the divergence of the sender's distribution from a uniform one."""
-    return aux["conditional_elbo_loss"] - aux["sender_entropy"] + math.log(N_CLASSES)
+    return aux["conditional_elbo_loss"] - aux["sender_entropy"] + math.log(n_classes)
 
 
 def classification_loss(normalizer: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -112,6 +110,7 @@ class SemiSupervisedGame(nn.Module):
         classification_loss: scores ``(B, n_classes)`` and classes ``(B,)`` to losses ``(B,)``.
         unlabeled_weight: unlabeled images per labeled one.
         labeled_only: train on labeled images alone, which then are ``sender_input``, their classes ``labels``.
+        n_classes: the number of classes.
     """
 
     def __init__(
@@ -122,6 +121,7 @@ class SemiSupervisedGame(nn.Module):
         classification_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         unlabeled_weight: float,
         labeled_only: bool = False,
+        n_classes: int = data.N_CLASSES,
     ) -> None:
         super().__init__()
         self.game = game
@@ -130,6 +130,7 @@ class SemiSupervisedGame(nn.Module):
         self.classification_loss = classification_loss
         self.unlabeled_weight = unlabeled_weight
         self.labeled_only = labeled_only
+        self.n_classes = n_classes
 
     def labeled_losses(
         self, images: torch.Tensor, classes: torch.Tensor, scores: torch.Tensor, vae_output: torch.Tensor
@@ -160,7 +161,7 @@ class SemiSupervisedGame(nn.Module):
         images, classes = aux_input["images"], aux_input["classes"]
         with in_next_call(self.classifier, images) as scores, in_next_call(self.vae, classes, images) as vae_output:
             loss, interaction = self.game(sender_input, labels, receiver_input)
-        interaction.aux["negative_elbo"] = unconditional(interaction.aux)
+        interaction.aux["negative_elbo"] = unconditional(interaction.aux, self.n_classes)
         losses = self.labeled_losses(images, classes, *scores, *vae_output)
         interaction.aux["labeled_loss"] = losses.detach()
         return losses.mean() + self.unlabeled_weight * loss, interaction
@@ -169,7 +170,7 @@ class SemiSupervisedGame(nn.Module):
 def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGame:
     """The agents in the game that trains them."""
     n_pixels = split.labeled.pixels.shape[1]
-    classifier, vae = Classifier(n_pixels, N_CLASSES), GaussianVAE(n_pixels, N_CLASSES)
+    classifier, vae = Classifier(n_pixels, split.n_classes), GaussianVAE(n_pixels, split.n_classes)
     parts = GameParts(
         classifier,
         vae,
@@ -182,4 +183,4 @@ def build_game(opts: argparse.Namespace, split: data.Split) -> SemiSupervisedGam
     game = METHODS[opts.mode].build(opts, parts)
     loss = classification_loss(opts.normalizer)
     weight = len(split.unlabeled) / len(split.labeled)
-    return SemiSupervisedGame(game, classifier, vae, loss, weight, opts.labeled_only)
+    return SemiSupervisedGame(game, classifier, vae, loss, weight, opts.labeled_only, split.n_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 import time
 from typing import Any
@@ -16,7 +17,6 @@ from egg_sparse.zoo.cli import ZooParser, number, path
 from egg_sparse.zoo.semi_supervised_vae import data
 from egg_sparse.zoo.semi_supervised_vae.games import (
     METHODS,
-    N_CLASSES,
     SemiSupervisedGame,
     build_game,
     elbo_loss,
@@ -26,28 +26,33 @@ from egg_sparse.zoo.semi_supervised_vae.games import (
 core = host.core
 
 PROG = "egg_sparse.zoo.semi_supervised_vae"
-WARM_START_EPOCHS = {"digits": 150, "mnist": 100}
+WARM_START_EPOCHS = {"digits": 150, "mnist": 100, "npz": 100}
 EVALUATION_SEED = 20201207
 EVALUATION_BATCH = 500
-DATA_OPTIONS = {"data_root": ("mnist",)}
+DATA_OPTIONS = {"data_root": ("mnist",), "root": ("npz",)}
+COLUMNS, MOST_CLASSES = 10, 20
+"""The images in a row of a picture, and the classes of which samples are drawn."""
 
 
 def build_parser() -> ZooParser:
-    ten_classes = "in this game: a message is one of the ten classes"
+    classes = "in this game: a message is one of the classes"
     parser = ZooParser(
         prog=PROG,
         description="A VAE of images whose class is a message, learnt from few labels.",
         quick={"n_epochs": 1, "warm_start_epochs": 2},
         defaults={"batch_size": 64, "n_epochs": 50, "lr": 0.0005, "checkpoint_freq": 1},
-        unused={"max_len": ten_classes, "vocab_size": ten_classes},
+        unused={"max_len": classes, "vocab_size": classes},
     )
     count = number(int, at_least=1)
     option = parser.group["data"].add_argument
-    sources = "scikit-learn's digits, or torchvision's MNIST with the paper's split"
+    sources = "scikit-learn's digits, torchvision's MNIST with the paper's split, or images of your own"
     option("--data", choices=data.SOURCES, default="digits", help=sources)
     roots = "mnist: torchvision's folder, filled by download if empty"
     option("--data_root", type=path, default="data", help=roots)
-    option("--n_labeled", type=count, help="images with a label (default: 100 of digits, 5000 of mnist)")
+    own = "npz: file with images (n, height, width) and labels (n,), and test_images and test_labels or neither"
+    option("--root", type=path, help=own)
+    labeled = "images with a label (default: 100 of digits, 5000 of mnist, a tenth of npz)"
+    option("--n_labeled", type=count, help=labeled)
     methods.add_options(
         parser,
         METHODS,
@@ -64,7 +69,7 @@ def build_parser() -> ZooParser:
     option("--entropy_coeff", type=number(float, at_least=0), default=1.0, help=entropy)
     option = parser.group["training"].add_argument
     warm = "epochs on the labeled images alone, before the others"
-    default = "of digits 150, of mnist 100; none with --warm_start_path"
+    default = "of digits 150, else 100; none with --warm_start_path"
     option("--warm_start_epochs", type=number(int, at_least=0), help=f"{warm} (default: {default})")
     option("--warm_start_lr", type=number(float, above=0), default=0.001, help="learning rate of these epochs")
     starts = "checkpoint to start from, of a run with --labeled_only, say; takes the agents alone"
@@ -164,8 +169,8 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
                 totals[name] += float(interaction.aux[name].sum())
             n_images += len(images)
     means = {name: total / n_images for name, total in totals.items()}
-    means["negative_elbo"] += float(torch.log(torch.tensor(float(N_CLASSES))))  # of the uniform prior
-    calls = method.receiver_calls(opts, N_CLASSES)
+    means["negative_elbo"] += math.log(game.n_classes)  # of the uniform prior
+    calls = method.receiver_calls(opts, game.n_classes)
     return {**means, "receiver_calls": means["support"] if calls is None else calls}
 
 
@@ -175,16 +180,17 @@ def save_pictures(
     """Saves a grid of samples of every class, and one of images beside their reconstructions."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(EVALUATION_SEED)
-        latent = torch.randn(N_CLASSES, game.vae.latent_dim, device=device).repeat(N_CLASSES, 1)
-        classes = torch.arange(N_CLASSES, device=device).repeat_interleave(N_CLASSES)
-        plots.grid(
-            game.vae.generate(classes, latent), N_CLASSES, folder / "samples.png", "classes, one latent a column"
-        )
-        shown = torch.from_numpy(images.pixels[: 2 * N_CLASSES] / (images.levels - 1)).float().to(device)
+        n_classes = min(game.n_classes, MOST_CLASSES)
+        latent = torch.randn(COLUMNS, game.vae.latent_dim, device=device).repeat(n_classes, 1)
+        classes = torch.arange(n_classes, device=device).repeat_interleave(COLUMNS)
+        samples = game.vae.generate(classes, latent)
+        plots.grid(samples, COLUMNS, folder / "samples.png", "classes, one latent a column", images.height)
+        shown = torch.from_numpy(images.pixels[: 2 * COLUMNS] / (images.levels - 1)).float().to(device)
         guesses = game.classifier(shown).argmax(-1)
         restored = game.vae(guesses, shown)[:, : shown.shape[1]].sigmoid()
         rows = torch.stack((shown, restored), 1).flatten(0, 1)
-        plots.grid(rows, N_CLASSES, folder / "reconstructions.png", "test images, each beside its reconstruction")
+        title = "test images, each beside its reconstruction"
+        plots.grid(rows, COLUMNS, folder / "reconstructions.png", title, images.height)
 
 
 def main(params: list[str]) -> dict[str, Any] | None:
@@ -198,7 +204,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     leader = opts.distributed_context.is_leader
     if leader:
         print(f"# {PROG} on {host.describe()}, {opts.device}", flush=True)
-    split = data.load(opts.data, opts.data_root, opts.n_labeled)
+    split = data.load(opts.data, opts.data_root, opts.n_labeled, opts.root)
     loaders = build_loaders(opts, split)
     game = build_game(opts, split)
     resume.load_for_evaluation(opts, game)
@@ -215,7 +221,7 @@ def main(params: list[str]) -> dict[str, Any] | None:
     if run and results:
         if run.unfinished:
             save_pictures(game, split.test, run.folder, opts.device)
-        run.draw_curves(_panels(opts), results)
+        run.draw_curves(_panels(opts, split.n_classes), results)
     return training.finish(opts, results, started, run)
 
 
@@ -239,7 +245,7 @@ def play_as_trained(
         game.game.evaluation = "greedy"
     return {
         "acc_expected": torch.cat([aux["acc"] for aux in parts]).cpu(),
-        "negative_elbo": torch.cat([unconditional(aux) for aux in parts]).cpu(),
+        "negative_elbo": torch.cat([unconditional(aux, game.n_classes) for aux in parts]).cpu(),
     }
 
 
@@ -256,7 +262,7 @@ def train(
     )
 
 
-def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
+def _panels(opts: argparse.Namespace, n_classes: int) -> list[plots.Panel]:
     method = METHODS[opts.mode]
     trained = "greedy" if opts.labeled_only else method.trained_messages(opts)
     validated = "expected" if method.sums else "sampled"
@@ -270,7 +276,7 @@ def _panels(opts: argparse.Namespace) -> list[plots.Panel]:
         plots.Curve("validation", "negative_elbo", validated, "negative_elbo", "expected"),
     )
     return [
-        plots.Panel("accuracy (share of images)", accuracy, 1 / N_CLASSES),
+        plots.Panel("accuracy (share of images)", accuracy, 1 / n_classes),
         plots.Panel("negative ELBO (nats)", elbo),
         plots.compared("support (classes)", "support", "support"),
         plots.compared("entropy of the sender (nats)", "sender_entropy", "sender_entropy"),

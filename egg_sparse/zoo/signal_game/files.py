@@ -6,11 +6,11 @@ Nothing that a file says of itself is believed: sizes are checked before memory 
 from __future__ import annotations
 
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
 
+from egg_sparse.zoo import archives
 from egg_sparse.zoo.cli import require
 from egg_sparse.zoo.signal_game import pickled_arrays
 
@@ -21,21 +21,8 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         FileNotFoundError, ValueError: the file is missing, is no such archive, or is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--root: there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"--root: {path} cannot be read as features and labels: it is not an .npz archive")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = {"features", "labels"} - set(archive.files)
-            if missing:
-                raise ValueError(f"it has no array named {' and none named '.join(sorted(missing))}")
-            for entry in archive.zip.infolist():
-                _check_size(entry.file_size, entry.compress_size)
-            features, labels = archive["features"], archive["labels"]
-    except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy happen to
-        raise ValueError(f"--root: {path} cannot be read as features and labels: {error}") from error
-    return _check(features, labels, str(path))
+    arrays = archives.read(path, "features and labels", ("features", "labels"))
+    return _check(arrays["features"], arrays["labels"], str(path))
 
 
 def read_pickled(path: pathlib.Path) -> np.ndarray:
@@ -75,7 +62,7 @@ def read_imagenet_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError("its dataset takes its numbers from another file")
             if dataset.dtype.kind not in "fiu":
                 raise ValueError(f"its dataset must hold numbers, got {dataset.dtype}")
-            _check_size(dataset.nbytes, dataset.id.get_storage_size())
+            archives.check_size(dataset.nbytes, dataset.id.get_storage_size())
             features = dataset[()]
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError by the kind of damage
         raise ValueError(f"--root: {path} cannot be read: {error}") from error
@@ -88,9 +75,11 @@ def read_imagenet_part(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _check(features: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     if not (isinstance(features, np.ndarray) and features.dtype.kind in "fiu" and features.ndim == 2):
-        raise ValueError(f"{where}: features must be numbers of shape (n, n_features), got {_describe(features)}")
+        raise ValueError(
+            f"{where}: features must be numbers of shape (n, n_features), got {archives.describe(features)}"
+        )
     if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "iuUS" and labels.ndim == 1):
-        raise ValueError(f"{where}: labels must be integers or strings of shape (n,), got {_describe(labels)}")
+        raise ValueError(f"{where}: labels must be integers or strings of shape (n,), got {archives.describe(labels)}")
     if len(features) != len(labels) or not features.size:
         raise ValueError(f"{where}: there must be a label for every image, got {len(labels)} for {len(features)}")
     with np.errstate(over="ignore"):  # what is infinite in float32 is refused
@@ -98,16 +87,3 @@ def _check(features: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarr
     if not np.isfinite(features).all():
         raise ValueError(f"{where}: features must be finite, some are NaN or infinite")
     return features, labels
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-_MOST_COMPRESSED = 1100  # of deflate, by which npz and HDF5 files are compressed, at most 1032
-
-
-def _check_size(declared: int, stored: int) -> None:
-    """Refuses sizes in bytes that no data of the stored size can have, before memory is allocated for them."""
-    if declared > _MOST_COMPRESSED * stored + 10_000:
-        raise ValueError(f"it declares {declared} bytes, but has only {stored}")
