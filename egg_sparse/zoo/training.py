@@ -71,7 +71,7 @@ def add_run_options(parser: ZooParser, experiment: str, lr_schedule: str = "line
     option(
         "--wandb", action="store_true", help="log the metrics to Weights & Biases; WANDB_MODE=offline to a file alone"
     )
-    option("--wandb_project", default="egg_sparse", help="project there")
+    option("--wandb_project", metavar="NAME", default="egg_sparse", help="project there")
     option("--wandb_dir", type=path, help="folder of its files (default: the run folder)")
     option("--debug", action="store_true", help="show the traceback of an error")
 

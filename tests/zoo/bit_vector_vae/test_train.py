@@ -31,7 +31,7 @@ SMALL = ["--n_epochs=2", "--latent_size=6", "--nll_samples=8", "--nll_images=20"
 def few_images(monkeypatch):
     whole = data.load("digits", "")
     part = data.Split(*(images.take(np.arange(96)) for images in (whole.train, whole.validation, whole.test)))
-    monkeypatch.setattr(data, "load", lambda source, root: part)
+    monkeypatch.setattr(data, "load", lambda *_: part)
 
 
 class TestDistortion:

@@ -35,7 +35,7 @@ def few_images(monkeypatch):
     whole = data.load("digits", "", None)
     parts = (images.take(np.arange(90)) for images in (whole.labeled, whole.unlabeled, whole.validation, whole.test))
     part = data.Split(*parts)
-    monkeypatch.setattr(data, "load", lambda source, root, n_labeled: part)
+    monkeypatch.setattr(data, "load", lambda *_: part)
 
 
 class TestData:
