@@ -47,7 +47,7 @@ KILLS = [
 LONG = bool(os.environ.get("EGG_SPARSE_LONG"))
 KILLED = {
     "signal_game --mode=marg": [OPTIONS_WRITTEN, CHECKPOINT_2_WRITTEN],
-    "signal_game --mode=sfe": [BEFORE_CHECKPOINT_2, CURVES_WRITTEN],
+    "signal_game --mode=sfe --keep_best=loss": [BEFORE_CHECKPOINT_2, CURVES_WRITTEN],
     "signal_game --mode=gs --temperature_update_freq=7": [IN_EPOCH_2, LAST_CHECKPOINT_WRITTEN],
     "semi_supervised_vae --mode=sfe": [IN_EPOCH_3, IN_THE_TEST],
     "bit_vector_vae --mode=sparsemap --temperature=5 --temperature_end=1 --entropy_warmup=2": [
@@ -132,6 +132,8 @@ def test_killed_and_resumed_it_ends_like_the_uninterrupted_run(name, processes, 
     assert exit_code_of(how()) == 0
     print(f"\n{name}: killed {len(KILLED[name])} times")
     assert same(tmp_path / "whole", tmp_path / "cut")
+    if "keep_best" in name:
+        assert same(tmp_path / "whole", tmp_path / "cut", run_folder.BEST)
     whole, cut = (
         sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*"))
         for name in ("whole", "cut")
