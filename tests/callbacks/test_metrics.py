@@ -145,6 +145,7 @@ def test_message_usage_needs_messages():
         MessageUsage().on_epoch_end(0.0, host.core.Interaction.empty(), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_files_have_the_names_and_numbers_of_the_metrics(core, monkeypatch, tmp_path):
     writer = MetricsWriter()
