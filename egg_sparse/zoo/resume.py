@@ -54,10 +54,10 @@ def _find_checkpoint(opts: argparse.Namespace) -> None:
             raise ValueError("--preemptable needs --out or --checkpoint_dir, where the job finds its checkpoints again")
         pathlib.Path(root).mkdir(parents=True, exist_ok=True)
         folders = [_preemptive_folder(root)]
+        if not opts.checkpoint_dir:  # all checkpoints in a run folder are of this run, also those of an earlier job
+            folders = list(dict.fromkeys([*folders, *_folders_in(pathlib.Path(root))]))
     elif opts.resume:
-        root = pathlib.Path(opts.checkpoint_dir or pathlib.Path(opts.resume) / run_folder.CHECKPOINTS)
-        # a job of SLURM, started with --preemptable, has its checkpoints in a folder of its own
-        folders = [root, *sorted(folder for folder in root.glob("*") if folder.is_dir())]
+        folders = _folders_in(pathlib.Path(opts.checkpoint_dir or pathlib.Path(opts.resume) / run_folder.CHECKPOINTS))
     else:
         return
     found = [newest for folder in folders if (newest := checkpoints.newest(folder))]
@@ -66,7 +66,12 @@ def _find_checkpoint(opts: argparse.Namespace) -> None:
         checkpoint, _ = max(found, key=lambda each: each[1])
         opts.load_from_checkpoint, opts.checkpoint_dir = str(checkpoint), str(checkpoint.parent)
     elif opts.resume:
-        print(f"# no checkpoint in {root}: the run begins again", file=sys.stderr, flush=True)
+        print(f"# no checkpoint in {folders[0]}: the run begins again", file=sys.stderr, flush=True)
+
+
+def _folders_in(root: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of a run's checkpoints: a job of SLURM, started with --preemptable, has one of its own."""
+    return [root, *sorted(folder for folder in root.glob("*") if folder.is_dir())]
 
 
 def _preemptive_folder(root: str | pathlib.Path) -> pathlib.Path:

@@ -82,7 +82,7 @@ def _make_new(folder: pathlib.Path) -> pathlib.Path:
 
 
 def saved_options(opts: argparse.Namespace) -> dict[str, Any]:
-    """The options that say what a run computes, by name."""
+    """The options of a run that ``opts.json`` holds, sorted: those of what it computes, not of where."""
     return {name: value for name, value in sorted(vars(opts).items()) if name not in NOT_SAVED}
 
 

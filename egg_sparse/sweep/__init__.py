@@ -1,0 +1,1 @@
+"""Sweeps: an experiment over a grid of options, in local processes or on SLURM."""
