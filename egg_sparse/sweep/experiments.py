@@ -98,7 +98,7 @@ def _only_parsing() -> Iterator[None]:
         argparse.ArgumentParser.parse_args = original  # type: ignore[method-assign]
 
 
-def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses a command line as the experiment does, without running it.
 
     Args:
@@ -107,7 +107,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[dict[str, A
         arguments: the command line.
 
     Returns:
-        All options that determine what is computed, as JSON can hold them, and the warnings of the parser.
+        All options, and the warnings of the parser.
 
     Raises:
         ValueError: the experiment refuses the command line.
@@ -134,8 +134,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[dict[str, A
     if given:
         raise ValueError(f"--{given[0]} cannot be an option of a sweep, which gives every run a folder of its own")
     warnings = [line for line in output.getvalue().splitlines() if "warning: " in line]
-    options = run_folder.saved_options(opts)
-    return json.loads(json.dumps(options, default=repr)), [line.partition("warning: ")[2] for line in warnings]
+    return opts, [line.partition("warning: ")[2] for line in warnings]
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,8 @@ class Run:
         experiment: the experiment.
         given: the options that the grid and the command line give.
         arguments: the same as a command line.
-        options: all options, as the experiment parses them.
+        options: all options that determine what is computed, as the experiment parses them and JSON holds them.
+        names: the names of all options that the experiment has.
         source: the name of the grid, for messages.
     """
 
@@ -154,6 +154,7 @@ class Run:
     given: dict[str, Any]
     arguments: list[str]
     options: dict[str, Any]
+    names: frozenset[str]
     source: str
 
     @property
@@ -198,11 +199,13 @@ def check(combinations: Sequence[Combination], game: str | None, extra: Sequence
             raise ValueError(f"--game is {game}, but the grid {combination.source} is of {combination.game}")
         arguments = [*combination.arguments(), *extra]
         try:
-            options, said = parse(experiment, arguments)
+            opts, said = parse(experiment, arguments)
         except ValueError as error:
             raise ValueError(f"{combination.source}: {experiment.name} {shlex.join(arguments)}: {error}") from error
         warnings.update(dict.fromkeys(said))
-        run = Run(experiment, {**combination.options, **as_options(extra)}, arguments, options, combination.source)
+        options = json.loads(json.dumps(run_folder.saved_options(opts), default=repr))
+        given = {**combination.options, **as_options(extra)}
+        run = Run(experiment, given, arguments, options, frozenset(vars(opts)), combination.source)
         if run.key in runs:
             other = runs[run.key]
             raise ValueError(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from egg_sparse.sweep.experiments import Experiment, Run
+from egg_sparse.sweep.experiments import Run
 from egg_sparse.sweep.grids import SEED
 from egg_sparse.zoo import run_folder
 
@@ -196,13 +196,12 @@ def command(run: Run, folder: pathlib.Path) -> list[str]:
 
 def job_arguments(run: Run, folder: pathlib.Path) -> list[str]:
     """The command line of a run in its folder, where it goes on if it has been there before."""
-    return [*run.arguments, *_of_folder(run.experiment, run.options, folder)]
-
-
-def _of_folder(experiment: Experiment, options: dict[str, Any], folder: pathlib.Path) -> list[str]:
-    if experiment.in_zoo:
-        return [f"--out={folder}", "--preemptable"]
-    return [f"--checkpoint_dir={folder / 'checkpoints'}"] if "checkpoint_dir" in options else []
+    if run.experiment.in_zoo:
+        return [*run.arguments, f"--out={folder}", "--preemptable"]
+    # EGG's games go on in the same job of SLURM alone
+    preemptable = ["--preemptable"] if "preemptable" in run.names and "SLURM_JOB_ID" in os.environ else []
+    checkpoints = [f"--checkpoint_dir={folder / run_folder.CHECKPOINTS}"] if "checkpoint_dir" in run.names else []
+    return [*run.arguments, *checkpoints, *preemptable]
 
 
 def results(run: Run, folder: pathlib.Path) -> dict[str, Any] | None:

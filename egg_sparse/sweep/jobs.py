@@ -16,7 +16,7 @@ from typing import Any
 
 from egg_sparse.sweep import folders
 from egg_sparse.sweep.experiments import Experiment, Run
-from egg_sparse.zoo import cli
+from egg_sparse.zoo import cli, run_folder
 
 CLAIMED = "claimed"
 """The state of a job whose run is in the hands of another process."""
@@ -58,6 +58,7 @@ class Job:
             return "done"
         log = folders.LOG if leads else f"log-{os.environ['SLURM_PROCID']}.txt"
         arguments = folders.job_arguments(self.run, self.folder)
+        (self.folder / run_folder.CHECKPOINTS).mkdir(exist_ok=True)  # EGG's games expect theirs to be there
         with _printing_to(self.folder / log):
             print(folders.begin_log(folders.command(self.run, self.folder)), end="", flush=True)
             started = time.time()
@@ -196,6 +197,8 @@ class LocalProcesses:
         n_parallel: the number of processes at a time; None for one per GPU, or without GPUs one per core.
     """
 
+    poll = 0.25
+
     def __init__(self, root: pathlib.Path, n_parallel: int | None) -> None:
         import torch
 
@@ -282,6 +285,7 @@ class SlurmArray:
         parameters: the parameters of the array, by submitit's names.
     """
 
+    poll = 2.0
     MAX_TIMEOUTS = 10
 
     def __init__(self, root: pathlib.Path, parameters: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from egg_sparse.zoo.cli import require
 
 SHOWN = ("acc", "acc_train", "acc_unseen", "negative_elbo", "bits_per_dimension", "loss", "support")
 """The metrics that are shown, the first three of them that a run has."""
+
+ERROR_WIDTH = 100
+"""The longest error in the table; the lines after it have the whole error."""
 
 _COLORS = {RUNNING: "cyan", DONE: "green", FAILED: "bold red", STOPPED: "yellow", WAITING: "dim"}
 _FIRST = (RUNNING, FAILED, STOPPED, DONE, WAITING)
@@ -54,10 +58,12 @@ def counts(statuses: Sequence[Status]) -> dict[str, int]:
     return {state: count for state, count in number.items() if count}
 
 
-def notes_of(status: Status) -> str:
-    """What else there is to say of a run."""
+def notes_of(status: Status, width: int | None = None) -> str:
+    """What else there is to say of a run, its error in at most ``width`` characters."""
     if status.state == FAILED:
-        return f"{status.error or 'no error was named'} (log: {path_of(status.log)})"
+        error = status.error or "no error was named"
+        error = error if width is None else textwrap.shorten(error, width, placeholder=" ...")
+        return f"{error} (log: {path_of(status.log)})"
     if status.state == DONE and status.before:
         return "done before"
     return "by another sweep" if status.elsewhere else ""
@@ -117,7 +123,7 @@ class Table:
         for index, status in enumerate(statuses):
             if index in kept:
                 metrics = (
-                    notes_of(status)
+                    notes_of(status, ERROR_WIDTH)
                     if status.state == FAILED
                     else "  ".join(each for each in (metrics_of(status), notes_of(status)) if each)
                 )

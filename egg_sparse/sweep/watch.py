@@ -24,8 +24,6 @@ SUBMITTED = "slurm.json"
 ATTEMPTS = 3
 """How often a job is submitted that ends before its run begins."""
 
-POLL = 0.25
-
 
 @dataclass
 class Status:
@@ -193,7 +191,7 @@ def run_all(
         show(statuses)
         if all(status.state in ENDED for status in statuses):
             return
-        time.sleep(POLL)
+        time.sleep(executor.poll)
 
 
 def stop_all(
@@ -204,7 +202,7 @@ def stop_all(
     executor.stop([status.handle for status in mine], [status.folder for status in mine], kill)
     while any(not status.handle.done() for status in mine):
         show(statuses)
-        time.sleep(POLL)
+        time.sleep(executor.poll)
     for status in mine:
         if not status.end_if_done():
             status.end(STOPPED)
