@@ -10,7 +10,7 @@ import importlib.util
 import io
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from egg_sparse.zoo import run_folder
 ZOO = ("bit_vector_vae", "compo_vs_generalization", "semi_supervised_vae", "signal_game")
 """The entries of the zoo."""
 
-OF_THE_SWEEP = ("checkpoint_dir", "evaluate", "out", "preemptable", "resume")
+OF_THE_SWEEP = ("checkpoint_dir", "preemptable")
+OF_THE_SWEEP_IN_ZOO = (*OF_THE_SWEEP, "evaluate", "out", "resume")
 """Options that a sweep sets itself, or that make a run something else than one to train."""
 
 
@@ -67,7 +68,7 @@ def find(game: str) -> Experiment:
         return Experiment(entry, f"egg_sparse.zoo.{entry}.train", in_zoo=True)
     try:
         module = importlib.import_module(game)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # also of a name that cannot be one of a module
         raise ValueError(
             f"--game must be one of {', '.join(ZOO)} or a module with main(params), got {game!r} ({error})"
         ) from error
@@ -112,6 +113,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[argparse.Na
     Raises:
         ValueError: the experiment refuses the command line.
     """
+    _refuse_options_of_the_sweep(experiment, as_options(arguments))
     output = io.StringIO()
     module = importlib.import_module(experiment.module)
     try:
@@ -130,11 +132,15 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[argparse.Na
         said = [line for line in output.getvalue().splitlines() if line.strip()]
         reason = said[-1].partition("error: ")[2] or said[-1] if said else f"it ends with {error.code}"
         raise ValueError(reason.removesuffix(" (--help lists all options)")) from error
-    given = [name for name in OF_THE_SWEEP if getattr(opts, name, None)]
-    if given:
-        raise ValueError(f"--{given[0]} cannot be an option of a sweep, which gives every run a folder of its own")
+    _refuse_options_of_the_sweep(experiment, vars(opts))
     warnings = [line for line in output.getvalue().splitlines() if "warning: " in line]
     return opts, [line.partition("warning: ")[2] for line in warnings]
+
+
+def _refuse_options_of_the_sweep(experiment: Experiment, options: Mapping[str, Any]) -> None:
+    for name in OF_THE_SWEEP_IN_ZOO if experiment.in_zoo else OF_THE_SWEEP:
+        if options.get(name):
+            raise ValueError(f"--{name} cannot be an option of a sweep, which gives every run a folder of its own")
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ def check(combinations: Sequence[Combination], game: str | None, extra: Sequence
         arguments = [*combination.arguments(), *extra]
         try:
             opts, said = parse(experiment, arguments)
-        except ValueError as error:
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise ValueError(f"{combination.source}: {experiment.name} {shlex.join(arguments)}: {error}") from error
         warnings.update(dict.fromkeys(said))
         options = json.loads(json.dumps(run_folder.saved_options(opts), default=repr))

@@ -21,6 +21,9 @@ from egg_sparse.zoo import cli, run_folder
 CLAIMED = "claimed"
 """The state of a job whose run is in the hands of another process."""
 
+CLAIM_PATIENCE = 5.0
+"""Seconds that a job waits for the claim on its run, which a sweep takes for a moment to see whether it is free."""
+
 PATIENCE = 600.0
 """Seconds that a job of SLURM waits, once it has saved, for SLURM to end it."""
 
@@ -48,33 +51,38 @@ class Job:
     def __call__(self) -> str:
         """Runs the run, and returns its state: "done", "failed", "stopped", or ``CLAIMED``."""
         signal.signal(signal.SIGTERM, _terminate)
-        # one of several processes of a run keeps its records
-        leads = os.environ.get("SLURM_PROCID", "0") == "0" or os.environ.get("SLURM_NTASKS", "1") == "1"
-        if leads:
-            claim = folders.Claim(self.folder)
-            if not claim.take(patience=5.0):
-                return CLAIMED
-        if folders.results(self.run, self.folder) is not None:
-            return "done"
-        log = folders.LOG if leads else f"log-{os.environ['SLURM_PROCID']}.txt"
+        if not self.leads:
+            return self._run()
+        claim = folders.Claim(self.folder)
+        if not claim.take(CLAIM_PATIENCE):
+            return CLAIMED
+        try:
+            return "done" if folders.results(self.run, self.folder) is not None else self._run()
+        finally:
+            claim.release()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one of several processes of a run that keeps its records."""
+        return os.environ.get("SLURM_NTASKS", "1") == "1" or os.environ.get("SLURM_PROCID", "0") == "0"
+
+    def _run(self) -> str:
         arguments = folders.job_arguments(self.run, self.folder)
-        (self.folder / run_folder.CHECKPOINTS).mkdir(exist_ok=True)  # EGG's games expect theirs to be there
-        with _printing_to(self.folder / log):
+        # EGG's games expect the folder of their checkpoints to be there
+        (self.folder / run_folder.CHECKPOINTS).mkdir(exist_ok=True)
+        log = self.folder / (folders.LOG if self.leads else f"log-{os.environ['SLURM_PROCID']}.txt")
+        with _printing_to(log), _announced_end() as announcement:
             print(folders.begin_log(folders.command(self.run, self.folder)), end="", flush=True)
             started = time.time()
-            if leads:
-                self._record("running", started)
-            with _announced_end() as announcement:
-                status = cli.run(self.run.experiment.command, _Traced(self.run.experiment), arguments)
-                state = {0: "done", 130: "stopped", 143: "stopped"}.get(status, "failed")
-                error = folders.last_error(self.folder / folders.LOG) if state == "failed" else ""
-                in_zoo = self.run.experiment.in_zoo
-                if state == "done" and in_zoo and leads and folders.results(self.run, self.folder) is None:
-                    state, error = "failed", "it has left no results"
-                if leads:
-                    self._record(state, started, ended=time.time(), error=error)
-                if state == "stopped":
-                    self._queue_again(announcement, started, leads)
+            self._record("running", started)
+            status = cli.run(self.run.experiment.command, _Traced(self.run.experiment), arguments)
+            state = {0: "done", 130: "stopped", 143: "stopped"}.get(status, "failed")
+            error = folders.last_error(log) if state == "failed" else ""
+            if state == "done" and self.run.experiment.in_zoo and folders.results(self.run, self.folder) is None:
+                state, error = "failed", "it has left no results"
+            self._record(state, started, ended=time.time(), error=error)
+            if state == "stopped":
+                self._queue_again(announcement, started)
         return state
 
     def checkpoint(self) -> Any:
@@ -84,18 +92,13 @@ class Job:
         return submitit.helpers.DelayedSubmission(self) if self.requeue else None
 
     def _record(self, state: str, started: float, **more: Any) -> None:
-        folders.write_record(
-            self.folder,
-            state=state,
-            token=self.token,
-            key=self.run.key,
-            started=started,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            **more,
-        )
+        if self.leads:
+            process = {"host": socket.gethostname(), "pid": os.getpid()}
+            folders.write_record(
+                self.folder, state=state, token=self.token, key=self.run.key, started=started, **process, **more
+            )
 
-    def _queue_again(self, announcement: _Announcement, started: float, leads: bool) -> None:
+    def _queue_again(self, announcement: _Announcement, started: float) -> None:
         """Lets submitit queue the job again, if its end was announced.
 
         SLURM ends a job that it preempts or cancels by SIGTERM first. One that is preempted it queues again itself, if
@@ -110,8 +113,7 @@ class Job:
             try:
                 announcement.answer()
             except Exception as error:
-                if leads:
-                    self._record("failed", started, ended=time.time(), error=str(error))
+                self._record("failed", started, ended=time.time(), error=str(error))
                 raise
 
 
@@ -135,17 +137,16 @@ def _printing_to(path: pathlib.Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    with path.open("ab") as file:
+    with path.open("a", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, number in zip(kept, (1, 2), strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
+        try:
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
+        finally:
+            for descriptor, number in zip(kept, (1, 2), strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
 
 
 class _Announcement:

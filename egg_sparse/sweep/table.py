@@ -93,19 +93,25 @@ class Lines:
 
 
 class Table:
-    """A table that stays in its place on the terminal."""
+    """A table that stays in its place on the terminal.
 
-    def __init__(self, title: str) -> None:
+    Args:
+        title: the sweep's name.
+        console: the terminal, a ``rich.console.Console``; that of standard output if None.
+    """
+
+    def __init__(self, title: str, console: Any = None) -> None:
         self.title = title
-        self.console = require("rich.console", "rich").Console()
+        self.console = console or require("rich.console", "rich").Console()
         self.live = require("rich.live", "rich").Live(console=self.console, auto_refresh=False)
         self.live.start()
 
     def show(self, statuses: Sequence[Status]) -> None:
         """Draws the table anew."""
-        self.live.update(self._draw(statuses, max(3, self.console.height - 6)), refresh=True)
+        self.live.update(self.draw(statuses, max(3, self.console.height - 6)), refresh=True)
 
-    def _draw(self, statuses: Sequence[Status], height: int) -> Any:
+    def draw(self, statuses: Sequence[Status], height: int) -> Any:
+        """The table, with at most ``height`` runs: first those that run or have failed."""
         now = time.time()
         said = ", ".join(f"{count} {state}" for state, count in counts(statuses).items())
         table = require("rich.table", "rich").Table(title=f"{self.title}: {said}", title_justify="left", expand=False)
