@@ -106,14 +106,28 @@ def _read_manifest(path: pathlib.Path) -> list[dict[str, Any]]:
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        [(each["folder"] + each["key"], {**each["options"]}) for each in entries]
+        [(each["folder"] + each["key"] + each["module"], {**each["options"]}) for each in entries]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: choose another --root, or remove it ({error})") from error
     return entries
 
 
-def _with_name_of_experiment(run: Run) -> dict[str, Any]:
-    return {"game": run.experiment.name, **run.given}
+def _varying(given: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, list[str]]:
+    """The options that are not the same in all runs of an experiment, by the experiment's module.
+
+    Args:
+        given: the module and the given options of every run.
+    """
+    of_module: dict[str, list[dict[str, Any]]] = {}
+    for module, options in given:
+        of_module.setdefault(module, []).append(options)
+    several = ["game"] if len(of_module) > 1 else []
+    varying = {}
+    for module, runs in of_module.items():
+        names = dict.fromkeys(name for options in runs for name in options)
+        differ = [name for name in names if len({str(options.get(name, False)) for options in runs}) > 1]
+        varying[module] = [*several, *differ]
+    return varying
 
 
 def plan(root: pathlib.Path, name: str, runs: Sequence[Run], write: bool = True) -> list[pathlib.Path]:
@@ -151,14 +165,13 @@ def _name_new(entries: list[dict[str, Any]], runs: Sequence[Run]) -> list[str]:
     """The folder of each run; adds those that ``entries`` lacks."""
     known = {entry["key"]: entry for entry in entries}
     taken = {entry["folder"] for entry in entries}
-    given = [{"game": entry.get("game"), **entry["options"]} for entry in entries]
-    given += [_with_name_of_experiment(run) for run in runs if run.key not in known]
-    names = dict.fromkeys(name for each in given for name in each)
-    varying = [name for name in names if len({str(each.get(name, False)) for each in given}) > 1]
+    given = [(entry["module"], entry["options"]) for entry in entries]
+    varying = _varying([*given, *((run.experiment.module, run.given) for run in runs if run.key not in known)])
     for run in runs:
         if run.key in known:
             continue
-        wanted = folder = name_of(_with_name_of_experiment(run), varying)
+        options = {"game": run.experiment.name, **run.given}
+        wanted = folder = name_of(options, varying[run.experiment.module])
         number = 1
         while folder in taken:
             number += 1

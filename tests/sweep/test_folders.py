@@ -54,6 +54,14 @@ class TestPlan:
         assert plan({"x": [1, 2]}) == ["x=1,seed=1", "x=2,seed=1"]
         assert plan({"x": [1, 2]}, ["--wait", "1"]) == ["x=1,wait=1,seed=1", "x=2,wait=1,seed=1"]
 
+    def test_of_two_experiments_each_has_the_names_of_its_options(self):
+        runs = [*runs_of({"x": [1, 2]}), *runs_of({"lr": 0.1, "n_epochs": 2}, game="signal_game")]
+        assert [path.name for path in folders.plan(ROOT, "name", runs)] == [
+            "game=toy_experiment,x=1,seed=1",
+            "game=toy_experiment,x=2,seed=1",
+            "game=signal_game,seed=1",
+        ]
+
     def test_the_list_of_runs_says_their_options(self):
         plan({"x": [1, -2], "no_cuda": True})
         entries = json.loads((ROOT / "sweep.json").read_text())["runs"]
@@ -95,9 +103,10 @@ class TestPlan:
 
 
 HOLD = """
-import pathlib, sys, time
-from egg_sparse.sweep.folders import Claim
-assert Claim(pathlib.Path("run")).take()
+import fcntl, os, time
+os.mkdir("run")
+file = open("run/.lock", "w")
+fcntl.flock(file, fcntl.LOCK_EX)
 print("taken", flush=True)
 time.sleep(60)
 """

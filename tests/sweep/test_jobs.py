@@ -92,11 +92,14 @@ def test_cores_are_shared_and_gpus_taken_in_turn(monkeypatch, tmp_path):
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
+EPOCHS = 100
+
+
 @pytest.mark.slow
 def test_slurm_queues_a_preempted_run_again_and_it_goes_on(slurm):
     """The batch script really runs; the second run of the array gets the signal that announces its end."""
-    grid = {"mode": ["gs", "sfe"], "n_epochs": 150, "batches_per_epoch": 1, "no_cuda": True, "validation_freq": 0}
-    statuses = statuses_of({**grid, "checkpoint_freq": 0, "game_size": 2}, "signal_game")
+    grid = {"mode": "gs", "n_epochs": EPOCHS, "checkpoint_freq": 0, "validation_freq": 0, "no_cuda": True}
+    statuses = [*statuses_of({}), *statuses_of({**grid, "n_values": 4, "data_scaler": 1}, "compo_vs_generalization")]
     parameters = {"time": 60, "partition": "long", "mem": "3GB", "additional_parameters": {"requeue": True}}
     executor = jobs.SlurmArray(pathlib.Path("root").absolute(), {"array_parallelism": 1, **parameters})
     executor.poll = 0.1
@@ -112,8 +115,8 @@ def test_slurm_queues_a_preempted_run_again_and_it_goes_on(slurm):
     assert (slurm / "requeued").read_text() == "100_1\n"
     assert statuses[1].log.read_text().count("\n# $ ") == 2
     epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
-    assert epochs == list(range(1, 151)), "nothing is lost and nothing is repeated"
-    assert checkpoints.newest(next((statuses[1].folder / "checkpoints").glob("*_1")))[1] == 150
+    assert epochs == list(range(1, EPOCHS + 1)), "nothing is lost and nothing is repeated"
+    assert checkpoints.newest(next((statuses[1].folder / "checkpoints").glob("*_1")))[1] == EPOCHS
     assert executor.find("100_1") is None
     script = (slurm / "100.sh").read_text()
     for line in ("array=0-1%1", "time=60", "partition=long", "mem=3GB", "requeue"):
