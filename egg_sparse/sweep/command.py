@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from egg_sparse.sweep import experiments, folders, grids, table, watch
 from egg_sparse.sweep.jobs import LocalProcesses, SlurmArray
+from egg_sparse.zoo import run_folder
 from egg_sparse.zoo.cli import Terminated, number, path
 
 PROG = "egg_sparse.sweep"
@@ -133,7 +134,7 @@ def main(params: list[str]) -> None:
     """Runs a sweep; ``params`` are command-line arguments.
 
     Raises:
-        SystemExit: a run has failed (status 1) or the sweep was interrupted (130) or terminated (143).
+        SystemExit: a run has failed (status 1), or the sweep was interrupted (130) or terminated (143).
     """
     started = time.perf_counter()
     opts = parse_options(params)
@@ -154,11 +155,14 @@ def main(params: list[str]) -> None:
             print(("# done: " if status.before else "") + shlex.join(folders.command(status.run, status.folder)))
         print(f"# {len(statuses)} runs, of which {sum(status.before for status in statuses)} are done")
         return
+    code = 0
     if opts.debug:
         _run_here(statuses)
     elif any(not status.before for status in statuses):
-        _run(opts, statuses, params)
+        code = _run(opts, statuses, params)
     _summarize(opts, statuses, started)
+    if code or any(status.state in (watch.FAILED, watch.STOPPED) for status in statuses):
+        raise SystemExit(code or 1)
 
 
 def _run_here(statuses: Sequence[watch.Status]) -> None:
@@ -168,7 +172,10 @@ def _run_here(statuses: Sequence[watch.Status]) -> None:
             print(f"# by another sweep: {status.folder.name}", flush=True)
         elif not status.before:
             print(f"# {shlex.join(folders.command(status.run, status.folder))}", flush=True)
-            status.run.experiment.main(folders.job_arguments(status.run, status.folder))
+            try:
+                status.run.experiment.main(folders.job_arguments(status.run, status.folder))
+            finally:
+                run_folder.current = None  # it is the sweep that goes on, not the run
             status.end_if_done()
         claim.release()
 
@@ -194,20 +201,26 @@ def _executor(opts: argparse.Namespace) -> LocalProcesses | SlurmArray:
     return SlurmArray(opts.root, {name: value for name, value in parameters.items() if value is not None})
 
 
-def _run(opts: argparse.Namespace, statuses: Sequence[watch.Status], params: Sequence[str]) -> None:
+def _run(opts: argparse.Namespace, statuses: Sequence[watch.Status], params: Sequence[str]) -> int:
+    """Runs the runs with the executor.
+
+    Returns:
+        0, or the status of a command that was interrupted or terminated.
+    """
     executor = _executor(opts)
     again = f"python -m {PROG} {shlex.join(params)}"
     if isinstance(executor, SlurmArray):
         watch.find_submitted(statuses, executor)
         watch.submit(statuses, executor, requeue=not opts.no_preemption)
         jobs = sorted({str(status.handle.job_id).partition("_")[0] for status in statuses if status.in_hand})
-        print(f"# jobs of SLURM: {', '.join(jobs)}", file=sys.stderr, flush=True)
+        print(f"# jobs of SLURM: {', '.join(jobs) or 'none'}", file=sys.stderr, flush=True)
         if opts.detach:
-            return
+            return 0
     display = table.Table(opts.name) if sys.stdout.isatty() else table.Lines()
     try:
         watch.run_all(statuses, executor, display.show, requeue=not opts.no_preemption)
         display.close()
+        return 0
     except (KeyboardInterrupt, Terminated) as interruption:
         if isinstance(executor, LocalProcesses):
             print("# ending the runs, which save what they have (Ctrl-C again: at once)", file=sys.stderr, flush=True)
@@ -218,7 +231,7 @@ def _run(opts: argparse.Namespace, statuses: Sequence[watch.Status], params: Seq
         display.close()
         word, code = ("terminated", 143) if isinstance(interruption, Terminated) else ("interrupted", 130)
         print(f"{PROG}: {word}; {said}", file=sys.stderr, flush=True)
-        raise SystemExit(code) from None
+        return code
     except BaseException:
         display.close()
         if isinstance(executor, LocalProcesses):
@@ -235,14 +248,10 @@ def _stop(statuses: Sequence[watch.Status], executor: LocalProcesses, display: A
 
 
 def _summarize(opts: argparse.Namespace, statuses: Sequence[watch.Status], started: float) -> None:
-    """Prints the last line, and the failures above it on standard error.
-
-    Raises:
-        SystemExit: a run has failed.
-    """
-    failed = [status for status in statuses if status.state in (watch.FAILED, watch.STOPPED)]
-    for status in failed:
-        print(f"{PROG}: {status.state}: {status.folder.name}: {table.notes_of(status)}", file=sys.stderr, flush=True)
+    """Prints the last line, and above it the failures, on standard error."""
+    for status in statuses:
+        if status.state == watch.FAILED:
+            print(f"{PROG}: failed: {status.folder.name}: {table.notes_of(status)}", file=sys.stderr, flush=True)
     summary = {
         "mode": "sweep",
         "root": table.path_of(opts.root),
@@ -253,5 +262,3 @@ def _summarize(opts: argparse.Namespace, statuses: Sequence[watch.Status], start
         "seconds": round(time.perf_counter() - started, 1),
     }
     print(json.dumps(summary), flush=True)
-    if failed:
-        raise SystemExit(1)

@@ -199,7 +199,8 @@ def stop_all(
 ) -> None:
     """Ends the jobs of this sweep, which save their last whole epoch, and waits for them; or ends them at once."""
     mine = [status for status in statuses if status.in_hand]
-    executor.stop([status.handle for status in mine], [status.folder for status in mine], kill)
+    running = [status for status in mine if not status.handle.done()]
+    executor.stop([status.handle for status in running], [status.folder for status in running], kill)
     while any(not status.handle.done() for status in mine):
         show(statuses)
         time.sleep(executor.poll)

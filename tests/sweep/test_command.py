@@ -179,7 +179,9 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(capsys):
     finally:
         thread.join()
         signal.signal(signal.SIGINT, before)
-    assert "interrupted; python -m egg_sparse.sweep grid.json --root root goes on" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "interrupted; python -m egg_sparse.sweep grid.json --root root goes on" in output.err
+    assert last_line(output.out)["stopped"] == 1
     assert record()["state"] == "stopped"
     with pytest.raises(ProcessLookupError):
         os.kill(record()["pid"], 0)
