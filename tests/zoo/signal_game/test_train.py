@@ -542,6 +542,16 @@ class TestRuns:
         assert epochs == [1, 1, 2, 2]
         assert {path.name for path in (tmp_path / "job/checkpoints/17_0").iterdir()} == {"1.tar", "2.tar", "final.tar"}
 
+    def test_preemptable_in_another_job(self, monkeypatch, tmp_path):
+        """Submitted once more, with its run folder, a job finds what the one before has saved there."""
+        options = ["--preemptable", "--random_seed=5", "--lr_schedule=constant", "--out=job", *SMALL[1:]]
+        for job, n_epochs in (("17", 1), ("18", 2)):
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            main([*options, f"--n_epochs={n_epochs}"])
+        epochs = [json.loads(line)["epoch"] for line in (tmp_path / "job/metrics.jsonl").open()]
+        assert epochs == [1, 1, 2, 2]
+        assert (tmp_path / "job/checkpoints/17_0/2.tar").is_file()
+
     @pytest.mark.slow
     def test_learns(self):
         final = main(["--n_epochs=4", "--random_seed=1", "--game_size=8"])
