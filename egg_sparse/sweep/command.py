@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from egg_sparse.sweep import experiments, folders, grids, table, watch
 from egg_sparse.sweep.jobs import LocalProcesses, SlurmArray
 from egg_sparse.zoo import run_folder
-from egg_sparse.zoo.cli import Terminated, number, path
+from egg_sparse.zoo.cli import HelpFormatter, Terminated, number, path
 
 PROG = "egg_sparse.sweep"
 
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python -m egg_sparse.sweep [options] GRID [GRID ...] [-- options of every run]",
         description="Runs an experiment with every combination of a grid's options. The same command, given again, "
         "goes on: runs that are done stay as they are, others go on from their last checkpoint.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     count = number(int, at_least=1)
     group = parser.add_argument_group("what is run")
@@ -59,13 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
     option("--py_sweep", action="append", default=[], metavar="MODULE", help=modules)
     entries = f"experiment: {', '.join(experiments.ZOO)}, or a module with main(params)"
     option("--game", metavar="MODULE", help=entries)
-    option("--seeds", type=count, help="run everything with the seeds 1 to N, instead of the grid's (without any: 1)")
+    option("--seeds", type=count, help="run everything with the seeds 1 to N, instead of the grid's (if none, 1)")
     option("--list", action="store_true", help="list the grids of the package")
     option("--preview", "--dry_run", action="store_true", help="print the commands, and run nothing")
     option("--debug", action="store_true", help="run in this process, one run after the other, with tracebacks")
     group = parser.add_argument_group("where")
     option = group.add_argument
-    option("--name", type=path, help="name of the sweep (default: that of the grids)")
+    option("--name", type=path, metavar="NAME", help="name of the sweep (default: that of the grids)")
     roots = "folder of the runs' folders (default: runs/sweep-NAME)"
     option("--root", "--root_dir", "--checkpoint_dir", type=path, metavar="PATH", help=roots)
     option(
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("slurm, for each run")
     option = group.add_argument
     option("--partition", help="partition (default: that of the cluster)")
-    option("--time", type=count, default=4320, help="minutes until SLURM ends a job, which is then queued again")
+    option("--time", type=count, default=4320, help="minutes until SLURM ends a job, which is queued again")
     option("--tasks", type=count, default=1, help="processes on a node")
     option("--nodes", type=count, default=1, help="nodes")
     option("--n_gpus", type=number(int, at_least=0), help="GPUs on a node (default: one per task)")

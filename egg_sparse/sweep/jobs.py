@@ -312,11 +312,16 @@ class SlurmArray:
             said = [line for line in str(error).splitlines() if line.strip()]
             raise OSError(f"sbatch has refused the jobs: {said[-1] if said else 'no reason given'}") from error
 
-    def find(self, job_id: str) -> Any | None:
-        """The handle of a job of an earlier sweep, None if it has ended or SLURM does not know it."""
-        handle = self.job_class(folder=self.executor.folder, job_id=job_id)
-        state = handle.watcher.get_state(job_id, mode="force")
-        return handle if state != "UNKNOWN" and not handle.done() else None
+    def find(self, job_ids: Sequence[str]) -> dict[str, Any]:
+        """The handles of jobs of an earlier sweep, without those that have ended or that SLURM does not know."""
+        handles = {job_id: self.job_class(folder=self.executor.folder, job_id=job_id) for job_id in job_ids}
+        watcher = self.job_class.watcher
+        watcher.update()  # of all jobs in one call
+        return {
+            job_id: handle
+            for job_id, handle in handles.items()
+            if watcher.get_state(job_id, mode="cache") != "UNKNOWN" and not handle.done()
+        }
 
     def why_ended(self, handle: Any) -> str:
         """Why a job has ended that does not say so itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import time
@@ -160,14 +161,15 @@ def submit(statuses: Iterable[Status], executor: LocalProcesses | SlurmArray, re
 
 def find_submitted(statuses: Iterable[Status], executor: SlurmArray) -> None:
     """Takes over jobs that an earlier sweep has submitted to SLURM and that have not ended."""
+    submitted = {}
     for status in statuses:
-        try:
-            job = json.loads((status.folder / SUBMITTED).read_text(encoding="utf-8"))
-            job_id, token = job["job"], job["token"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
         if status.state not in ENDED:
-            status.handle, status.token = executor.find(job_id), token
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                job = json.loads((status.folder / SUBMITTED).read_text(encoding="utf-8"))
+                submitted[str(job["job"])] = status, str(job["token"])
+    for job_id, handle in executor.find(list(submitted)).items():
+        status, status.token = submitted[job_id]
+        status.handle = handle
 
 
 def run_all(

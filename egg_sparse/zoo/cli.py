@@ -107,8 +107,8 @@ EXCLUSIVE = {
 """Options that contradict others, and why."""
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """The formatter that names values by their type, and writes defaults other than None and a switch's False."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """The formatter that names values by their type, and writes defaults other than None, False and an empty list."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
@@ -117,7 +117,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return getattr(action.type, "__name__", action.dest.upper())
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
+        if action.default is None or action.default is False or action.default == []:
             return action.help
         return super()._get_help_string(action)
 
@@ -171,7 +171,7 @@ class ZooParser(argparse.ArgumentParser):
         self.given: dict[str, Any] = {}
         self.tensorboard = False
         self._source = ""  # of the options that are parsed, for errors
-        super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter, usage="%(prog)s [options]")
+        super().__init__(prog=prog, description=description, formatter_class=HelpFormatter, usage="%(prog)s [options]")
         self.group.update({name: self.add_argument_group(name) for name in GROUPS})
         option = self.group["run"].add_argument
         option("--config", type=path, help="YAML or JSON file of options by name, which those given override")
