@@ -104,7 +104,7 @@ class Job:
         SLURM ends a job that it preempts or cancels by SIGTERM first. One that is preempted it queues again itself, if
         the job has not ended before.
         """
-        if not announcement.made and "SLURM_JOB_ID" in os.environ:
+        if not announcement.made and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             print("# saved; waiting for SLURM to end the job", file=sys.stderr, flush=True)
             with contextlib.suppress(cli.Terminated):
@@ -191,7 +191,7 @@ def n_cores() -> int:
 
 
 class LocalProcesses:
-    """Processes of this machine, some at a time; each has its share of the cores, and one of the GPUs in turn.
+    """Processes of this machine, some at a time; each has its share of the cores, and the GPU with the fewest of them.
 
     Args:
         root: the sweep's folder.
@@ -209,7 +209,7 @@ class LocalProcesses:
         self.threads = max(1, n_cores() // self.n_parallel)
         self.executor = submitit.LocalExecutor(root / ".submitit")
         self.executor.update_parameters(timeout_min=60 * 24 * 3650, stderr_to_stdout=True)
-        self.submitted = 0
+        self.on_gpus: list[tuple[int, Any]] = []  # the GPU and submitit's handle of every job
 
     def free(self, n_running: int) -> int:
         """How many jobs may be submitted."""
@@ -220,11 +220,13 @@ class LocalProcesses:
         handles = []
         for job in jobs:
             if self.gpus:
-                gpu = self.gpus[self.submitted % len(self.gpus)]
+                busy = [gpu for gpu, handle in self.on_gpus if not handle.done()]
+                gpu = min(self.gpus, key=busy.count)
                 self.executor.update_parameters(gpus_per_node=1, visible_gpus=[gpu])
-            self.submitted += 1
             with _environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(self.threads))), _no_interrupts():
                 handles.append(self.executor.submit(job))
+            if self.gpus:
+                self.on_gpus.append((gpu, handles[-1]))
         return handles
 
     def stop(self, handles: Sequence[Any], folders_of_runs: Sequence[pathlib.Path], kill: bool = False) -> None:

@@ -168,8 +168,8 @@ def find_submitted(statuses: Iterable[Status], executor: SlurmArray) -> None:
                 job = json.loads((status.folder / SUBMITTED).read_text(encoding="utf-8"))
                 submitted[str(job["job"])] = status, str(job["token"])
     for job_id, handle in executor.find(list(submitted)).items():
-        status, status.token = submitted[job_id]
-        status.handle = handle
+        status, token = submitted[job_id]
+        status.handle, status.token = handle, token
 
 
 def run_all(

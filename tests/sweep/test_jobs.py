@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -66,8 +67,33 @@ class TestJob:
         assert call(status) == "failed"
         assert "--no_such" in folders.read_record(status.folder)["error"]
 
+    @pytest.mark.parametrize(("executor", "waits"), [("local", False), ("slurm", True)])
+    def test_a_signal_stops_it_and_slurm_ends_it(self, monkeypatch, executor, waits):
+        """SLURM queues a job again that it preempts, if the job has not ended before."""
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+        monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+        (status,) = statuses_of({"wait": 30})
+        ran = pathlib.Path("ran")
+        thread = threading.Thread(target=lambda: (wait_for(ran.exists), os.kill(os.getpid(), signal.SIGTERM)))
+        thread.start()
+        assert call(status) == "stopped"
+        thread.join()
+        assert folders.read_record(status.folder)["state"] == "stopped"
+        log = status.log.read_text()
+        assert "toy_experiment: terminated" in log
+        assert ("waiting for SLURM" in log) == waits
 
-def test_cores_are_shared_and_gpus_taken_in_turn(monkeypatch, tmp_path):
+
+class Handle:
+    def __init__(self, ended=False):
+        self.ended = ended
+
+    def done(self):
+        return self.ended
+
+
+def test_cores_are_shared_and_gpus_are_taken_that_are_free(monkeypatch, tmp_path):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(jobs, "n_cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -84,10 +110,14 @@ def test_cores_are_shared_and_gpus_taken_in_turn(monkeypatch, tmp_path):
     def submit(job):
         given.append((processes.executor.parameters["visible_gpus"], os.environ["OMP_NUM_THREADS"]))
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        return Handle()
 
     monkeypatch.setattr(processes.executor, "submit", submit)
-    processes.submit([None, None, None])
+    first, second, _ = processes.submit([None, None, None])
     assert given == [([3], "4"), ([5], "4"), ([3], "4")]
+    first.ended = second.ended = True
+    processes.submit([None, None])
+    assert given[3:] == [([5], "4"), ([3], "4")]
     assert "OMP_NUM_THREADS" not in os.environ
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
