@@ -48,7 +48,7 @@ def run(found: nbformat.NotebookNode, folder: pathlib.Path = DOCS) -> nbformat.N
 
 def printed(found: nbformat.NotebookNode) -> list[str]:
     """What the cells print, without those that print nothing."""
-    texts = ("".join(output.text for output in _outputs(cell) if output.output_type == "stream") for cell in found.cells)
+    texts = ["".join(output.get("text", "") for output in _outputs(cell)) for cell in found.cells]
     return [text for text in texts if text]
 
 

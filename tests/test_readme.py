@@ -1,8 +1,11 @@
 """What the README shows runs, and what it says of commands is what is checked."""
 
+import argparse
 import json
 import pathlib
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 import types
@@ -14,6 +17,11 @@ from torch import nn
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    file
+    for pattern in ("*.md", ".github/**/*.md", "docs/*.md", "egg_sparse/zoo/*/*.md", "examples/**/*.md")
+    for file in ROOT.glob(pattern)
+)
 
 
 def block(language, number=0, text=README):
@@ -56,20 +64,110 @@ def test_swap_in_example(version, tmp_path):
         assert last["support"] == pytest.approx(float(said[6]), rel=0.3)
 
 
-def test_python_in_the_docs_runs():
-    for file in (ROOT / "docs").glob("*.md"):
-        blocks = re.findall(r"```python\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
-        if blocks:
-            exec(compile("\n".join(blocks), str(file), "exec"), {"__name__": file.stem})
+PLACEHOLDERS = {
+    "SEED": "1",
+    "MODE": "gs",
+    "GAMES": "guess",
+    "NAME": "receivers",
+    "N": "2",
+    "FOLDER": "runs",
+    "FILE": "runs.json",
+}
+#: The first words of commands that are not this package's.
+OTHERS = (
+    "pip",
+    "pre-commit",
+    "ruff",
+    "mkdocs",
+    "git",
+    "sed",
+    "rm",
+    "export",
+    "EIGEN_DIR",
+    "EGG_SPARSE_HOST=standin torchrun",
+)
+
+
+def blocks_of(file):
+    """The languages and the texts of a page's code blocks."""
+    return re.findall(r"^ *```(\S*)\n(.*?)^ *```$", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands_of(file):
+    """The commands of a page: the lines of its blocks without a language, and `python ...` within sentences."""
+    found = [text for language, text in blocks_of(file) if language in ("", "bash", "sh", "console")]
+    found += re.findall(
+        r"`(python -m [^`]*|python \w+/[^`]*)`", re.sub(r"```.*?```", "", file.read_text("utf-8"), flags=re.DOTALL)
+    )
+    return [line.strip() for text in found for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def named(file):
+    return file.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("file", [file for file in PAGES if "python" in dict(blocks_of(file))], ids=named)
+def test_python_in_the_pages_runs(file):
+    """But for the tutorial, whose notebook runs in test_notebook.py."""
+    if file.name == "tutorial.md":
+        return
+    code = "\n".join(text for language, text in blocks_of(file) if language == "python")
+    dtype = torch.get_default_dtype()
+    try:
+        exec(compile(code, str(file), "exec"), {"__name__": file.stem})
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def test_other_blocks_are_checked_elsewhere():
+    """``py`` is run by test_egg_today.py, ``text`` by test_notebook.py; ``diff`` is what two scripts differ in."""
+    for file in PAGES:
+        for language, text in blocks_of(file):
+            assert language in ("", "bash", "diff", "python", "py", "text"), named(file)
+            assert language != "py" or file.name == "egg_today.md", named(file)
+            assert language != "text" or file.name == "tutorial.md", f"{named(file)}: {text}"
+
+
+class Parsed(BaseException):
+    """A command line was parsed."""
+
+
+@pytest.mark.parametrize("file", [file for file in PAGES if commands_of(file)], ids=named)
+def test_commands_in_the_pages_are_accepted(file, monkeypatch):
+    """By the parser of the program that they name, up to the end of the parsing."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(*args, **kwargs):
+        parse_args(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    for command in commands_of(file):
+        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command) if word != "..."]
+        if (
+            command.startswith(OTHERS)
+            or words[:3] == ["python", "-m", "pytest"]
+            or command.startswith("python -m egg.")
+        ):
+            continue
+        assert words[0] == "python", f"{named(file)} has a block without a language that is no command: {command}"
+        is_module = words[1] == "-m"
+        program, *options = words[1 + is_module :]
+        if not is_module and "ArgumentParser" not in (ROOT / program).read_text(encoding="utf-8"):
+            assert not options, f"{named(file)}: {program} takes no options"
+            continue
+        monkeypatch.setattr(sys, "argv", [program, *options])
+        with pytest.raises(Parsed):
+            (runpy.run_module if is_module else runpy.run_path)(program, run_name="__main__")
 
 
 def test_ci_runs_the_commands_that_newcomers_and_contributors_read():
     ci = (ROOT / ".ci/run").read_text()
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    blocks = [block("", 0), *(block("", number, contributing) for number in range(3))]
+    blocks = [block("", 0), *(block("", number, contributing) for number in range(4))]
     commands = [command for lines in blocks for command in re.split(" && |\n", lines.strip())]
     commands.remove("pre-commit install")
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         assert command.replace("pip install", "pip install --quiet") in ci
 
@@ -81,10 +179,8 @@ def anchors(markdown):
 
 
 def test_links_within_the_repository():
-    of_folders = ("*.md", ".github/**/*.md", "docs/*.md", "egg_sparse/zoo/*/*.md", "examples/**/*.md")
-    files = [file for pattern in of_folders for file in ROOT.glob(pattern)]
-    assert len(files) > 20
-    for file in files:
+    assert len(PAGES) > 20
+    for file in PAGES:
         text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
         for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
             target = file.parent / path if path else file
