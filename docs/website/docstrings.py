@@ -11,7 +11,6 @@ _SECTIONS = re.compile(r"^Example:", re.MULTILINE)
 _FORMULA = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +.*)?(?=\n|$))*)", re.MULTILINE)
 _INLINE_FORMULA = re.compile(r":math:`([^`]*)`")
 _NAME = re.compile(r":(class|func|meth|mod|attr|data):`(~?)([^`]*)`")
-_LITERAL_BLOCK = re.compile(r"^( *)(\S.*[^:\s])::?\n\n(?=\1    )", re.MULTILINE)
 
 
 class RestRoles(griffe.Extension):
@@ -44,12 +43,13 @@ def _link(match: re.Match[str], obj: griffe.Object) -> str:
 
 
 def _path(name: str, obj: griffe.Object) -> str:
-    """The full name of what a docstring of an object calls ``name``."""
-    if name.startswith("egg_sparse."):
-        return name
+    """The full name of what a docstring of an object calls ``name``: a member of it or of what it is in."""
+    first, _, rest = name.partition(".")
     scope: Any = obj
-    while scope is not None:
-        if name.split(".")[0] in scope.members or name in scope.members:
-            return f"{scope.path}.{name}"
+    while scope is not None and first != "egg_sparse":
+        if first in scope.all_members:  # with those that a class inherits
+            member = scope.all_members[first]
+            path: str = member.target_path if member.is_alias else member.path
+            return f"{path}.{rest}" if rest else path
         scope = scope.parent
     return name
