@@ -113,7 +113,7 @@ def test_docstrings_become_markdown(docstring):
 
 
 def words(text):
-    return re.findall(r"[^\W\d]+", text)
+    return set(re.findall(r"[^\W\d]+", text))
 
 
 def test_the_notebook_is_that_of_the_page():

@@ -81,5 +81,6 @@ def _title(source: str) -> str:
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
-    """Keeps means and deviations in one line."""
+    """Keeps short code, and means and their deviations, in one line."""
+    content = re.sub(r"(?<!</span>)<code>([^<]{1,32})</code>", r'<code class="whole">\1</code>', content)
     return re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", content)
