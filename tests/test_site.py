@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def article(page):
 @pytest.mark.slow
 def test_the_site_is_what_github_shows(tmp_path):
     """Built with warnings as errors, so that every link and every anchor leads somewhere."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -72,6 +73,11 @@ def test_the_site_is_what_github_shows(tmp_path):
         assert "arithmatex" not in html, page
         text = re.sub(r"<pre.*?</pre>|<code.*?</code>|<script.*?</script>", "", html, flags=re.DOTALL)
         assert not re.search(r":(?:class|func|meth|math|mod|attr|data):|\.\. math::|\$\$", text), page
+
+
+def test_every_public_module_has_a_page():
+    modules = {module.name for module in pkgutil.iter_modules(egg_sparse.__path__)} - {"standin", "version"}
+    assert {f"egg_sparse.{name}" for name in modules} | {"egg_sparse"} == {file.stem for file in DOCS.glob("api/*.md")}
 
 
 def test_links_lead_to_pages_or_to_copies_of_files():

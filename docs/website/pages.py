@@ -51,7 +51,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         place = _place(source)
         if place is None:
             return text[1:-1]
-        if place.endswith(".md") and text[1:-1].endswith(".md"):
+        if text[1:-1].endswith(".md") and (ROOT / source).exists():
             text = f"[{_title(source)}]"
         return f"{text}({os.path.relpath(place, os.path.dirname(page.file.src_uri) or '.')}{anchor or ''})"
 
