@@ -142,6 +142,7 @@ def test_commands_in_the_pages_are_accepted(file, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.chdir(ROOT)
     for command in commands_of(file):
         words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command) if word != "..."]
         if (
