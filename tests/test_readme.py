@@ -13,6 +13,7 @@ import warnings
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -96,9 +97,8 @@ def blocks_of(file):
 def commands_of(file):
     """The commands of a page: the lines of its blocks without a language, and `python ...` within sentences."""
     found = [text for language, text in blocks_of(file) if language in ("", "bash", "sh", "console")]
-    found += re.findall(
-        r"`(python -m [^`]*|python \w+/[^`]*)`", re.sub(r"```.*?```", "", file.read_text("utf-8"), flags=re.DOTALL)
-    )
+    sentences = re.sub(r"```.*?```", "", file.read_text("utf-8"), flags=re.DOTALL)
+    found += [" ".join(command.split()) for command in re.findall(r"`(python -m [^`]*|python \w+/[^`]*)`", sentences)]
     return [line.strip() for text in found for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -120,12 +120,14 @@ def test_python_in_the_pages_runs(file):
 
 
 def test_other_blocks_are_checked_elsewhere():
-    """``py`` is run by test_egg_today.py, ``text`` by test_notebook.py; ``diff`` is what two scripts differ in."""
+    """``py`` is run by test_egg_today.py, ``text`` is output; ``diff`` is what two scripts differ in."""
+    read = {"json": json.loads, "yaml": yaml.safe_load}
     for file in PAGES:
         for language, text in blocks_of(file):
-            assert language in ("", "bash", "diff", "python", "py", "text"), named(file)
+            assert language in ("", "bash", "diff", "python", "py", "text", *read), named(file)
             assert language != "py" or file.name == "egg_today.md", named(file)
-            assert language != "text" or file.name == "tutorial.md", f"{named(file)}: {text}"
+            if language in read:
+                assert read[language](text), f"{named(file)}: {text}"
 
 
 class Parsed(BaseException):

@@ -7,7 +7,7 @@ import time
 
 
 def main(params):
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser("toy_experiment")
     parser.add_argument("--x", type=int, default=0)
     parser.add_argument("--title", default="none")
     parser.add_argument("--wait", type=float, default=0.0)
