@@ -141,13 +141,14 @@ def whole_numbers(axis: Any) -> None:
 
 
 def counts_on_log_axis(axes: Any) -> None:
-    """Makes the vertical axis logarithmic, with ticks such as 2, 4, 8."""
+    """Makes the vertical axis logarithmic, with ticks such as 2, 4, 8, unless two of these would not be on it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
+    if high < 4 * max(low, 1e-9):
+        return
     axes.set_yscale("log", base=2)
-    if high > 1.5 * max(low, 1e-9):
-        axes.yaxis.set_major_locator(LogLocator(base=2, numticks=10))
+    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=10))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

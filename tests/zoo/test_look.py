@@ -49,3 +49,16 @@ def test_the_same_picture_is_the_same_file(tmp_path):
                 look.save(figure, tmp_path / f"{name}.{suffix}")
     for suffix in ("png", "pdf", "svg"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("values", [(1.7, 2.2), (1.0, 1.0), (1.2, 9.0), (4.0, 256.0)])
+def test_every_axis_of_counts_has_at_least_two_ticks_with_numbers(values):
+    with look.applied():
+        figure = look.new_figure(5, 4)
+        axes = figure.add_subplot()
+        axes.plot([0, 1], values)
+        look.counts_on_log_axis(axes)
+        figure.canvas.draw()
+    low, high = axes.get_ylim()
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    assert len([tick for tick, label in ticks if low <= tick <= high and label.get_text()]) >= 2
