@@ -226,6 +226,8 @@ def _moments(values: torch.Tensor, mass: torch.Tensor) -> tuple[float, float]:
 class _Intervals:
     """The weights of distances. Each is an interval of its own, until they are too many: then neighbors share one.
 
+    A distance that has the weight of a shared interval stays alone, so that all pairs at that distance have its rank.
+
     Attributes:
         centers: the mean distances of the intervals, ascending.
         mass: their weights.
@@ -240,13 +242,16 @@ class _Intervals:
 
     def add(self, distances: torch.Tensor, weights: torch.Tensor) -> None:
         values, where = torch.cat((self.centers, distances.flatten())).unique(return_inverse=True)
-        mass = torch.zeros_like(values).index_add_(0, where, torch.cat((self.mass, weights.flatten())))
+        mass = torch.zeros_like(values).index_add_(0, where, torch.cat((self.mass, weights.flatten()))).clamp(min=0)
         if len(values) > MAX_RANKS:
-            group = (mass.cumsum(0) / mass.sum() * (MAX_RANKS // 2)).long().unique(return_inverse=True)[1]
-            shared = torch.zeros(int(group[-1]) + 1, dtype=torch.double, device=mass.device)
-            means = shared.index_add(0, group, mass * values)
-            mass = shared.index_add(0, group, mass)
-            values = means / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+            share = mass / mass.sum() * (MAX_RANKS // 2)
+            until, is_alone = share.cumsum(0).long(), share >= 1
+            starts = (until[1:] != until[:-1]) | is_alone[1:] | is_alone[:-1]
+            group = torch.nn.functional.pad(starts.long().cumsum(0), (1, 0))
+            zeros = torch.zeros(int(group[-1]) + 1, dtype=torch.double, device=mass.device)
+            weight = mass.clamp(min=1e-300)  # intervals without weight have a mean, too
+            means = zeros.index_add(0, group, weight * values) / zeros.index_add(0, group, weight)
+            values, mass = _without_rounding_errors(means), zeros.index_add(0, group, mass)
         self.centers, self.mass = values, mass
 
 

@@ -175,3 +175,22 @@ def test_blocks_give_what_all_pairs_at_once_give(correlation, distances, monkeyp
     monkeypatch.setattr(topography, "MAX_RANKS", 400)  # 1,560 pairs of inputs
     assert topographic_similarity(language, inputs, *distances, correlation) == pytest.approx(whole, abs=1e-2)
     assert whole != 0
+
+
+@pytest.mark.parametrize("many", ["smallest", "middle"])
+def test_many_equal_distances_keep_one_rank_where_intervals_are_shared(many, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    if many == "smallest":
+        inputs = torch.randn(300, 2, generator=generator, dtype=torch.double)
+        inputs[:150] = 0  # a quarter of the pairs
+    else:
+        near = 1 + 1e-4 * torch.rand(99, 1, generator=generator, dtype=torch.double)
+        inputs = torch.cat((torch.zeros(100, 1), torch.ones(100, 1), near, torch.full((1, 1), 1000.0)))
+    messages = torch.randint(1, 4, (300, 3), generator=generator)
+    messages[:, 0] = (inputs[:, 0] > 0.5).long() + 1
+    language = Language.of_messages(messages)
+    whole = topographic_similarity(language, inputs, "euclidean")
+    monkeypatch.setattr(topography, "KEPT", 16)
+    monkeypatch.setattr(topography, "BLOCK", 3000)
+    monkeypatch.setattr(topography, "MAX_RANKS", 2000)
+    assert topographic_similarity(language, inputs, "euclidean") == pytest.approx(whole, abs=1e-3)
