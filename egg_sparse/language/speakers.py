@@ -45,7 +45,8 @@ def language_of(
         The language, on the device of the sender's parameters.
 
     Raises:
-        TypeError: the sender returns neither a distribution nor messages.
+        TypeError: the sender returns neither a distribution nor messages, or ``inputs`` have another type.
+        ValueError: there are no inputs, or ``aux_input`` is given beside batches.
 
     Example:
         >>> from egg_sparse import SparsemaxWrapper
@@ -56,7 +57,7 @@ def language_of(
         >>> language_of(sender, torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.0, 0.5]])).synonyms()
         1.5
     """
-    was_training = sender.training
+    modes = {module: module.training for module in sender.modules()}
     own_bound: Any = getattr(sender, "max_support", None)
     parameter = next(sender.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
@@ -69,7 +70,8 @@ def language_of(
             for sent, aux in _batches(inputs, aux_input, batch_size)
         ]
     finally:
-        sender.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
         if own_bound is not None:
             sender.max_support = own_bound
     distributions = [part for part in parts if isinstance(part, SparseDistribution)]
@@ -82,7 +84,13 @@ def language_of(
 
 def _batches(inputs: Any, aux_input: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
     if not isinstance(inputs, torch.Tensor):
+        if aux_input is not None:
+            raise ValueError("aux_input must be None where inputs are batches, which have their own")
         for batch in inputs:
+            if not isinstance(batch, (tuple, list)):
+                raise TypeError(
+                    f"inputs must be a tensor, or batches that are tuples, got a batch of type {type(batch).__name__}"
+                )
             sent, _, _, aux = (*batch, None, None, None)[:4]
             yield sent, aux
         return
