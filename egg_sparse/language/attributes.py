@@ -14,20 +14,36 @@ MAX_POSITIONS = 10
 _NO_ENTROPY = 1e-9
 
 
-def checked_attributes(language: Language, attributes: torch.Tensor) -> torch.Tensor:
-    """The attributes as whole numbers ``(N, A)``, from 0 on in each column.
+def columns_of(language: Language, attributes: torch.Tensor) -> torch.Tensor:
+    """The attributes as a matrix ``(N, A)``.
 
     Raises:
-        ValueError: the attributes are not of one row per input.
+        ValueError: the attributes are not of one row per input, or are not finite.
     """
-    attributes = torch.as_tensor(attributes)
+    attributes = torch.as_tensor(attributes).detach()
     columns = attributes[:, None] if attributes.dim() == 1 else attributes
     if columns.dim() != 2 or len(columns) != len(language) or not columns.shape[1]:
         raise ValueError(
             f"attributes must have shape (N, A) with N = {len(language)} inputs, got {tuple(attributes.shape)}"
         )
-    columns = columns.to(language.index.device)
+    if not bool(columns.isfinite().all()):
+        raise ValueError("attributes must be finite, got NaN or infinity")
+    return columns.to(language.index.device)
+
+
+def checked_attributes(language: Language, attributes: torch.Tensor) -> torch.Tensor:
+    """The attributes as whole numbers ``(N, A)``, from 0 on in each column (:func:`columns_of`)."""
+    return _numbered(columns_of(language, attributes))
+
+
+def _numbered(columns: torch.Tensor) -> torch.Tensor:
+    """The values of each column as whole numbers from 0 on, without gaps."""
     return torch.stack([column.unique(return_inverse=True)[1] for column in columns.unbind(1)], 1)
+
+
+def _positions(language: Language) -> torch.Tensor:
+    """``(T, L)``: the symbols of each pair's message, numbered at each position."""
+    return _numbered(language.messages)[language.index]
 
 
 def _joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -77,7 +93,7 @@ def attribute_information(language: Language, attributes: torch.Tensor) -> torch
                 [1., 0.]], dtype=torch.float64)
     """
     values = checked_attributes(language, attributes)[language.inputs]
-    return _information(values, language.positions, language.joint)
+    return _information(values, _positions(language), language.joint)
 
 
 def _mean_gap(information: torch.Tensor, entropies: torch.Tensor) -> float:
@@ -85,7 +101,7 @@ def _mean_gap(information: torch.Tensor, entropies: torch.Tensor) -> float:
     ordered = torch.cat((information, torch.zeros_like(information[:1]))).sort(0, descending=True).values
     varies = entropies > _NO_ENTROPY
     gaps = (ordered[0] - ordered[1])[varies] / entropies[varies]
-    return float(gaps.mean()) if len(gaps) else 0.0
+    return min(1.0, float(gaps.mean())) if len(gaps) else 0.0
 
 
 def posdis(language: Language, attributes: torch.Tensor) -> float:
@@ -114,7 +130,7 @@ def posdis(language: Language, attributes: torch.Tensor) -> float:
 
     Source: Chaabouni et al., "Compositionality and Generalization in Emergent Languages" (ACL 2020), section 3.
     """
-    entropies = torch.stack([_entropy(column, language.joint) for column in language.positions.unbind(1)])
+    entropies = torch.stack([_entropy(column, language.joint) for column in _positions(language).unbind(1)])
     return _mean_gap(attribute_information(language, attributes), entropies)
 
 
@@ -233,31 +249,30 @@ def residual_entropy(language: Language, attributes: torch.Tensor) -> float:
     """
     values = checked_attributes(language, attributes)[language.inputs]
     weights = language.joint
-    columns = [column for column in language.positions.unbind(1) if bool((column != column[0]).any())]
-    n_subsets = 1 << len(columns)
+    columns = [column for column in _positions(language).unbind(1) if bool((column != column[0]).any())]
     if len(columns) > MAX_POSITIONS:
         raise ValueError(
             f"residual_entropy enumerates the sets of positions: at most {MAX_POSITIONS} may vary, got {len(columns)}"
         )
-    codes = [torch.zeros_like(language.inputs)]
-    for subset in range(1, n_subsets):
-        last = subset.bit_length() - 1
-        codes.append(_joined(codes[subset ^ (1 << last)], columns[last]))
-    best: list[float] | None = None
-    for value in values.unbind(1):
-        known = float(_entropy(value, weights))
-        left = [0.0] * n_subsets
-        if known > _NO_ENTROPY:
-            left = [
-                max(0.0, float(_entropy(_joined(value, code), weights) - _entropy(code, weights))) / known
-                for code in codes
-            ]
-        if best is None:
-            best = left
-        else:
-            best = [min(best[whole ^ part] + left[part] for part in _subsets(whole)) for whole in range(n_subsets)]
-    total = best[-1] if best else 0.0
-    return total / values.shape[1] if total > _NO_ENTROPY else 0.0
+    n_subsets = 1 << len(columns)
+    known = [float(_entropy(value, weights)) for value in values.unbind(1)]
+    left = [[0.0] * n_subsets for _ in known]
+
+    def read(subset: int, code: torch.Tensor) -> None:
+        """Fills ``left`` for a set of positions, and for all that add later positions to it."""
+        said = _entropy(code, weights)
+        for i, value in enumerate(values.unbind(1)):
+            if known[i] > _NO_ENTROPY:
+                unknown = float(_entropy(_joined(value, code), weights) - said)
+                left[i][subset] = min(1.0, max(0.0, unknown / known[i]))
+        for position in range(subset.bit_length(), len(columns)):
+            read(subset | 1 << position, _joined(code, columns[position]))
+
+    read(0, torch.zeros_like(language.inputs))
+    best = left[0]
+    for own in left[1:]:
+        best = [min(best[whole ^ part] + own[part] for part in _subsets(whole)) for whole in range(n_subsets)]
+    return best[-1] / values.shape[1] if best[-1] > _NO_ENTROPY else 0.0
 
 
 def _subsets(whole: int) -> Iterator[int]:
@@ -304,12 +319,11 @@ def conflict_count(language: Language, attributes: torch.Tensor) -> float:
     except ImportError as error:
         raise ImportError('conflict_count needs SciPy: pip install "egg_sparse[zoo]"') from error
     values = checked_attributes(language, attributes)[language.inputs]
-    weights, positions = language.joint, language.positions
+    weights, positions = language.joint, _positions(language)
     if language.kind == "sequences":
         positions = positions[:, : max(1, int(language.lengths.max()))]
     conflicts = torch.zeros(positions.shape[1], values.shape[1], dtype=torch.double)
     for j, symbols in enumerate(positions.unbind(1)):
-        symbols = symbols.unique(return_inverse=True)[1]
         for i, value in enumerate(values.unbind(1)):
             cells, where = (symbols * (value.max() + 1) + value).unique(return_inverse=True)
             mass = _mass(where, weights)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from egg_sparse.language.attributes import columns_of
 from egg_sparse.language.language import Language
 
 
@@ -73,14 +74,11 @@ def emlangkit_arrays(
         >>> messages.shape, observations.shape
         ((4, 2), (4, 2))
     """
-    if attributes.dim() != 2 or len(attributes) != len(language):
-        raise ValueError(
-            f"attributes must have shape (N, A) with N = {len(language)} inputs, got {tuple(attributes.shape)}"
-        )
+    observations = columns_of(language, attributes).cpu()
     messages, inputs = sent_messages(language, samples, seed)
     if language.kind == "sequences":
         messages = messages[:, : max(1, int(language.lengths.max()))]
-    return messages.numpy(), attributes.cpu()[inputs].numpy()
+    return messages.numpy(), observations[inputs].numpy()
 
 
 def write_elcc(
