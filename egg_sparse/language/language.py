@@ -27,7 +27,8 @@ def symbols_of(message: torch.Tensor) -> torch.Tensor:
 
 def entropy_of(probs: torch.Tensor) -> torch.Tensor:
     r"""The entropy in bits over the last axis, :math:`-\sum_i p_i \log_2 p_i`."""
-    return torch.special.entr(probs).sum(-1) / torch.log(torch.tensor(2.0, dtype=probs.dtype, device=probs.device))
+    entropies = torch.special.entr(probs).sum(-1) / torch.log(torch.tensor(2.0, dtype=probs.dtype, device=probs.device))
+    return entropies.clamp(min=0)  # a probability of 1 may be above it by a rounding error
 
 
 def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -35,6 +36,12 @@ def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = float((x.square().sum() * y.square().sum()).sqrt())
     return float((x * y).sum()) / scale if scale > 0 else 0.0
+
+
+def without_rounding_errors(values: torch.Tensor, bits: int = 40) -> torch.Tensor:
+    """Numbers with so many bits of precision, so that those are equal that differ by rounding errors alone."""
+    significand, exponent = torch.frexp(values)
+    return torch.ldexp((significand * 2**bits).round() / 2**bits, exponent)
 
 
 def ranks_of(values: torch.Tensor) -> torch.Tensor:
@@ -137,14 +144,25 @@ class Language:
             tensor([[5, 0, 0],
                     [5, 3, 0]])
         """
-        if messages.dim() not in (1, 2, 3) or not len(messages):
+        messages = torch.as_tensor(messages).detach()
+        if messages.dim() not in (1, 2, 3) or not messages.numel():
             raise ValueError(f"messages must be (N,), (N, L), (N, L, V) or (N, D), got {tuple(messages.shape)}")
         if kind is None:
             kinds: dict[int, Kind] = {1: "symbols", 2: "bits" if messages.is_floating_point() else "sequences"}
             kind = kinds.get(messages.dim(), "sequences")
-        if messages.is_floating_point() and not bool(((messages == 0) | (messages == 1)).all()):
+        axes = {"symbols": (1, 2), "bits": (2,), "sequences": (2, 3)}
+        if kind not in axes:
+            raise ValueError(f"kind must be one of {', '.join(axes)}, got {kind!r}")
+        if messages.dim() not in axes[kind]:
+            raise ValueError(f"messages of kind {kind} must have {axes[kind]} axes, got {tuple(messages.shape)}")
+        are_vectors = kind == "bits" or messages.is_floating_point()
+        if are_vectors and not bool(((messages == 0) | (messages == 1)).all()):
             raise ValueError("messages must be ids, or vectors of zeros and ones, got other numbers: relaxed messages?")
+        if kind == "sequences" and messages.dim() == 2 and messages.is_floating_point():
+            raise ValueError(f"messages must be whole numbers, as ids of sequences, got {messages.dtype}")
         if kind == "symbols" and messages.dim() == 2:
+            if not bool(((messages == 1).sum(1) == 1).all() & ((messages != 0).sum(1) == 1).all()):
+                raise ValueError("messages must be ids (N,) or one-hot rows (N, V) to be symbols, got other rows")
             messages = messages.argmax(1)
         if not messages.is_floating_point() and bool((messages < 0).any()):
             raise ValueError(f"messages must be symbol ids of at least 0, got {int(messages.min())}")
@@ -215,7 +233,7 @@ class Language:
 
     def conditional_entropy(self) -> float:
         """The entropy H(M | X) of the messages, given the input, in bits; 0 for a deterministic language."""
-        return float(entropy_of(self.joint)) - self.input_entropy()
+        return max(0.0, float(entropy_of(self.joint)) - self.input_entropy())
 
     def input_entropy(self) -> float:
         """The entropy H(X) of the inputs, in bits: log2 N if their weights are equal."""
@@ -270,8 +288,9 @@ class Language:
         al., "Anti-efficient encoding in emergent communication" (NeurIPS 2019).
         """
         used = self.marginal > 0
-        # probabilities that are equal but for rounding have one rank
-        return correlation(ranks_of(self.marginal[used].float()), ranks_of(self.lengths[used]))
+        # sums of probabilities in single precision that differ by their rounding errors alone have one rank
+        probs = without_rounding_errors(self.marginal[used], bits=18)
+        return correlation(ranks_of(probs), ranks_of(self.lengths[used]))
 
 
 def _readable(batch: SparseDistribution) -> tuple[Kind, torch.Tensor]:
