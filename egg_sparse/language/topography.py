@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 
-from egg_sparse.language.language import Language
+from egg_sparse.language.language import Language, without_rounding_errors
 
 BLOCK = 1 << 22
 """The largest number of pairs that are computed at once."""
@@ -60,19 +61,11 @@ def edit_distance(
 def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     first, second = first.double(), second.double()
     norms = first.norm(dim=1)[:, None] * second.norm(dim=1)
-    if not bool((norms > 0).all()):
-        raise ValueError('the distance "cosine" is undefined for a vector of zeros')
     return (1 - first @ second.t() / norms).round(decimals=12)  # equal vectors have a distance of 0, not of 1e-16
 
 
 def _euclidean(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.cdist(first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _without_rounding_errors(distances: torch.Tensor) -> torch.Tensor:
-    """Distances with 40 bits of precision, so that those are equal that differ by rounding errors alone."""
-    significand, exponent = torch.frexp(distances)
-    return torch.ldexp((significand * 2**40).round() / 2**40, exponent)
 
 
 VECTOR_DISTANCES = ("hamming", "jaccard", "cosine", "euclidean")
@@ -99,6 +92,8 @@ class _Distances:
             raise ValueError(f"{self.what} must be a function or one of {', '.join(names)}, got {distance!r}")
         self.things = things if callable(distance) else things.reshape(len(things), -1)
         self.distance = distance
+        if distance == "cosine" and not bool((self.things != 0).any(1).all()):
+            raise ValueError(f'{self.what} "cosine" is undefined for a vector of zeros')
         self.lengths = torch.zeros(len(things), dtype=torch.long) if lengths is None else lengths
         self.n_rows = max(1, BLOCK // longest)
         self.keeps = len(things) ** 2 <= KEPT
@@ -125,7 +120,7 @@ class _Distances:
         if not self.keeps:
             return None
         distances = torch.cat([self._computed(rows) for rows in self.blocks()])
-        table, codes = _without_rounding_errors(distances).unique(return_inverse=True)
+        table, codes = without_rounding_errors(distances).unique(return_inverse=True)
         self.kept = codes.int()
         return table
 
@@ -168,7 +163,7 @@ class _Distances:
         found, shape = self.distance(some, self.things), (len(some), len(self.things))
         if not isinstance(found, torch.Tensor) or found.shape != shape or not bool(found.isfinite().all()):
             raise ValueError(f"{self.what} must return finite distances of shape {shape}")
-        return found.double()
+        return found.detach().double()
 
     def measured(self, weights: _OfRows, ranked: bool) -> _Measured:
         """The distances of all pairs, or their ranks, with the mean and the mean square.
@@ -198,11 +193,11 @@ class _Distances:
             return _Measured(self._computed, mean, square)
         intervals = _Intervals(self.things.device)
         for rows in self.blocks():
-            intervals.add(_without_rounding_errors(self._computed(rows)), weights(rows))
+            intervals.add(without_rounding_errors(self._computed(rows)), weights(rows))
         ranks = _ranks(intervals.mass)
 
         def ranks_of(rows: slice) -> torch.Tensor:
-            return ranks[intervals.of(_without_rounding_errors(self._computed(rows)))]
+            return ranks[intervals.of(without_rounding_errors(self._computed(rows)))]
 
         return _Measured(ranks_of, *_moments(ranks, intervals.mass))
 
@@ -251,7 +246,7 @@ class _Intervals:
             zeros = torch.zeros(int(group[-1]) + 1, dtype=torch.double, device=mass.device)
             weight = mass.clamp(min=1e-300)  # intervals without weight have a mean, too
             means = zeros.index_add(0, group, weight * values) / zeros.index_add(0, group, weight)
-            values, mass = _without_rounding_errors(means), zeros.index_add(0, group, mass)
+            values, mass = without_rounding_errors(means), zeros.index_add(0, group, mass)
         self.centers, self.mass = values, mass
 
 
@@ -269,11 +264,13 @@ class Topography:
         input_distance: Distance = "hamming",
         message_distance: Distance = "edit",
     ) -> None:
-        inputs = torch.as_tensor(inputs).to(language.index.device)
+        inputs = torch.as_tensor(inputs).detach().to(language.index.device)
         if not inputs.dim() or len(inputs) != len(language):
             raise ValueError(
                 f"inputs must have the {len(language)} inputs of the language on axis 0, got {tuple(inputs.shape)}"
             )
+        if not bool(inputs.isfinite().all()):
+            raise ValueError("inputs must be finite, got NaN or infinity")
         if inputs.dim() == 1:
             inputs = inputs[:, None]
         longest = max(len(inputs), len(language.messages))
@@ -294,14 +291,15 @@ class Topography:
             pairs[torch.arange(len(pairs)), torch.arange(rows.start, rows.stop)] = 0
             return pairs
 
-        speaks = _matrix(language)
-        # the probability of two messages of one input, which is no pair
-        same = _pairs_of_one_input(language)
+        speaks, says = _matrix(language, language.probs), _matrix(language, language.joint)
 
         def message_weights(rows: slice) -> torch.Tensor:
             pairs = language.marginal[rows, None] * language.marginal
-            of_one_input = _transposed_columns(same, rows).to_dense() if same.is_sparse else same[rows]
-            return pairs.sub_(of_one_input).div_(total)
+            # two messages of one input are no pair
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+                of_one_input = torch.sparse.mm(_transposed_columns(says, rows), says)
+            return pairs.sub_(of_one_input.to_dense()).div_(total)
 
         ranked = correlation == "spearman"
         of_inputs = self.inputs.measured(input_weights, ranked)
@@ -366,35 +364,10 @@ def topographic_similarity(
     return Topography(language, inputs, input_distance, message_distance).similarity(language, correlation)
 
 
-def _matrix(language: Language) -> torch.Tensor:
-    """The probabilities p(m | x) as a sparse matrix ``(N, U)``."""
+def _matrix(language: Language, values: torch.Tensor) -> torch.Tensor:
+    """A value of each pair of an input and a message as a sparse matrix ``(N, U)``."""
     size = (len(language), len(language.messages))
-    return _sparse(torch.stack((language.inputs, language.index)), language.probs, size)
-
-
-def _pairs_of_one_input(language: Language) -> torch.Tensor:
-    """The sum over inputs of p(x)^2 p(m | x) p(m' | x) as a matrix ``(U, U)``, sparse where supports are small."""
-    inputs, order = language.inputs.sort()
-    joint, index = language.joint[order], language.index[order]
-    counts = torch.bincount(inputs, minlength=len(language))
-    n_messages = len(language.messages)
-    if n_messages**2 <= min(KEPT, int(counts.square().sum())):
-        dense = torch.zeros(n_messages, n_messages, dtype=torch.double, device=joint.device)
-        ends = counts.cumsum(0)
-        n_inputs = max(1, BLOCK // n_messages)
-        for start in range(0, len(language), n_inputs):
-            begin = int(ends[start] - counts[start])
-            end = int(ends[min(start + n_inputs, len(language)) - 1])
-            rows = torch.zeros(n_inputs, n_messages, dtype=torch.double, device=joint.device)
-            rows[inputs[begin:end] - start, index[begin:end]] = joint[begin:end]
-            dense.addmm_(rows.t(), rows)
-        return dense
-    partners = counts[inputs]
-    first = torch.repeat_interleave(torch.arange(len(inputs), device=inputs.device), partners)
-    offset = torch.arange(len(first), device=inputs.device) - (partners.cumsum(0) - partners)[first]
-    second = (counts.cumsum(0) - counts)[inputs[first]] + offset
-    size = (len(language.messages), len(language.messages))
-    return _sparse(torch.stack((index[first], index[second])), joint[first] * joint[second], size)
+    return _sparse(torch.stack((language.inputs, language.index)), values, size)
 
 
 def _sparse(indices: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

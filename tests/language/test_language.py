@@ -2,11 +2,13 @@
 
 import collections
 import math
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import language_by_loops as by_loops
 from egg_sparse import SparseDistribution
@@ -20,6 +22,7 @@ from egg_sparse.language import (
     topographic_similarity,
     topography,
 )
+from egg_sparse.language import attributes as attributes_of_messages
 
 Case = collections.namedtuple("Case", "language table weights attributes kind width")
 
@@ -194,3 +197,45 @@ def test_many_equal_distances_keep_one_rank_where_intervals_are_shared(many, mon
     monkeypatch.setattr(topography, "BLOCK", 3000)
     monkeypatch.setattr(topography, "MAX_RANKS", 2000)
     assert topographic_similarity(language, inputs, "euclidean") == pytest.approx(whole, abs=1e-3)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that is made."""
+
+    n_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        for each in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(each, torch.Tensor):
+                stored = each._values() if each.is_sparse else each
+                self.n_elements = max(self.n_elements, stored.numel())
+        return made
+
+
+def test_memory_is_bounded_with_large_supports(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    messages = torch.stack([torch.randperm(200, generator=generator)[:180] for _ in range(8)], 1)
+    language = Language(SparseDistribution(messages, torch.full((180, 8), 1 / 180)))
+    monkeypatch.setattr(topography, "KEPT", 16)
+    monkeypatch.setattr(topography, "BLOCK", 1 << 15)
+    with LargestTensor() as largest:
+        topographic_similarity(language, torch.arange(8), message_distance="hamming")
+    assert largest.n_elements <= 1 << 16
+
+
+def test_residual_entropy_keeps_few_sets_of_positions_at_once():
+    language = Language.of_messages((torch.rand(200, 9, generator=torch.Generator().manual_seed(0)) < 0.5).float())
+    codes, kept = [], []
+
+    def joined(first, second):
+        kept.append(sum(code() is not None for code in codes))
+        code = (first * (second.max() + 1) + second).unique(return_inverse=True)[1]
+        codes.append(weakref.ref(code))
+        return code
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attributes_of_messages, "_joined", joined)
+        residual_entropy(language, torch.arange(200) % 5)
+    assert len(codes) > 512
+    assert max(kept) < 20

@@ -80,6 +80,26 @@ def test_what_needs_attributes_or_few_positions_is_left_out():
     assert statistics(language, inputs=images, input_distance="euclidean").keys() >= {"topsim", "exact"}
 
 
+def test_symbols_may_be_any_whole_numbers():
+    messages = ATTRIBUTES + 1
+    messages[::3] = messages[::3].flip(1)
+    spread = Language.of_messages(messages << torch.tensor([40, 58]))
+    assert spread.messages.max() > 2**58
+    assert statistics(spread, ATTRIBUTES)["residual_entropy"] > 0
+    same = Language.of_messages(messages + torch.tensor([0, 4]))  # no symbol is at both positions there, either
+    assert statistics(spread, ATTRIBUTES) == pytest.approx(statistics(same, ATTRIBUTES))
+
+
+def test_frequencies_that_differ_by_rounding_errors_have_one_rank():
+    a, b, c = [1, 1, 0, 0], [2, 0, 0, 0], [3, 3, 3, 0]
+    messages = torch.tensor([[a, b, b], [c, b, c]])
+    probs = torch.tensor([[5 / 6, 1, 4 / 6], [1 / 6, 0, 2 / 6]])
+    distribution = SparseDistribution(messages, probs, lengths=(messages != 0).sum(2) + 1)
+    language = Language(distribution, torch.tensor([2, 1, 1]))
+    assert not torch.equal(language.marginal[0], language.marginal[1])  # 10 of 24 both
+    assert language.abbreviation() == pytest.approx(-(0.75**0.5))
+
+
 def test_exact_and_greedy():
     scores = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
     found = exact_and_greedy(Language(sparsemax(scores)))
@@ -177,6 +197,24 @@ class TestLanguageOf:
         assert found.kind == "sequences"
         assert statistics(found)["synonyms"] == pytest.approx(1)
 
+    def test_every_part_is_in_its_own_mode_afterwards(self):
+        sender = SparsemaxWrapper(torch.nn.Sequential(torch.nn.Linear(3, 5)))
+        sender.agent.forward = lambda sender_input, aux_input=None: sender.agent[0](sender_input)
+        sender.train()
+        sender.agent[0].eval()  # frozen
+        language_of(sender, self.inputs)
+        assert sender.training
+        assert not sender.agent[0].training
+
+    @pytest.mark.parametrize("inputs", [[torch.randn(7, 3)], torch.randn(7, 3).numpy()])
+    def test_refuses_batches_that_are_no_tuples(self, inputs):
+        with pytest.raises(TypeError, match="inputs must be a tensor, or batches that are tuples"):
+            language_of(SparsemaxWrapper(Agent(3, 5)), inputs)
+
+    def test_refuses_an_auxiliary_input_beside_batches(self):
+        with pytest.raises(ValueError, match="aux_input must be None where inputs are batches"):
+            language_of(SparsemaxWrapper(Agent(3, 5)), [(self.inputs,)], aux_input={"x": self.inputs})
+
     def test_refuses_what_is_no_message(self):
         class Silent(torch.nn.Module):
             def forward(self, sender_input, aux_input=None):
@@ -198,13 +236,20 @@ class TestMistakes:
             (lambda it: statistics(it, inputs=torch.rand(3, 2)), "inputs must have the 4 inputs of the language"),
             (lambda it: statistics(it, torch.arange(4), input_distance="edit"), "input_distance must be a function or"),
             (lambda it: statistics(it, torch.arange(4), message_distance="l2"), "message_distance must be a function"),
-            (lambda it: statistics(it, inputs=torch.zeros(4, 2), input_distance="cosine"), "cosine"),
+            (lambda it: statistics(it, inputs=torch.zeros(4, 2), input_distance="cosine"), 'input_distance "cosine"'),
             (lambda it: statistics(it, mass=0.0), "mass must be above 0"),
             (lambda it: standard_errors(it, n_resamples=1), "n_resamples must be at least 2, got 1"),
             (lambda it: it.weighted(torch.zeros(4)), "weights must be finite, non-negative and not all 0"),
             (lambda it: it.weighted(torch.ones(3)), r"weights must have shape \(4,\)"),
             (lambda it: Language.of_messages(torch.rand(4, 3)), "relaxed messages"),
             (lambda it: Language.of_messages(torch.tensor([-1])), "at least 0, got -1"),
+            (lambda it: Language.of_messages(torch.arange(3), "words"), "kind must be one of .* got 'words'"),
+            (lambda it: Language.of_messages(torch.arange(3), "sequences"), "messages of kind sequences must have"),
+            (lambda it: Language.of_messages(torch.eye(3), "sequences"), "messages must be whole numbers"),
+            (lambda it: Language.of_messages(torch.tensor([[1, 2]]), "symbols"), "one-hot rows"),
+            (lambda it: Language.of_messages(torch.zeros(3, 0).long()), r"messages must be .* got \(3, 0\)"),
+            (lambda it: statistics(it, torch.tensor([0, 1, 2, float("nan")])), "attributes must be finite"),
+            (lambda it: statistics(it, inputs=torch.tensor([0, 1, 2, float("inf")])), "inputs must be finite"),
             (lambda it: Language([]), "at least one input"),
         ],
     )
