@@ -25,7 +25,7 @@ def statistics(
     language: Language,
     attributes: torch.Tensor | None = None,
     inputs: torch.Tensor | None = None,
-    input_distance: Distance = "hamming",
+    input_distance: Distance | None = "hamming",
     message_distance: Distance | None = None,
     mass: float = 0.95,
 ) -> Statistics:
@@ -36,7 +36,8 @@ def statistics(
         attributes: the inputs' attributes ``(N, A)``; None to leave out what needs them.
         inputs: the inputs ``(N, ...)``, for the topographic similarity; None to compare the attributes, if there are
             any.
-        input_distance: the distance of inputs, or of attributes (:func:`topographic_similarity`).
+        input_distance: the distance of inputs, or of attributes (:func:`topographic_similarity`); None to leave out the
+            topographic similarity.
         message_distance: the distance of messages; None for "edit" of sequences, else "hamming".
         mass: the probability that the lexicon covers.
 
@@ -63,7 +64,7 @@ def standard_errors(
     language: Language,
     attributes: torch.Tensor | None = None,
     inputs: torch.Tensor | None = None,
-    input_distance: Distance = "hamming",
+    input_distance: Distance | None = "hamming",
     message_distance: Distance | None = None,
     mass: float = 0.95,
     n_resamples: int = 100,
@@ -128,7 +129,7 @@ def _evaluator(
     language: Language,
     attributes: torch.Tensor | None,
     inputs: torch.Tensor | None,
-    input_distance: Distance,
+    input_distance: Distance | None,
     message_distance: Distance | None,
     mass: float,
 ) -> Callable[[Language], Statistics]:
@@ -137,7 +138,9 @@ def _evaluator(
         attributes = checked_attributes(language, attributes)
     compared = attributes if inputs is None else inputs
     between_messages = message_distance or ("edit" if language.kind == "sequences" else "hamming")
-    topography = None if compared is None else Topography(language, compared, input_distance, between_messages)
+    topography = None
+    if compared is not None and input_distance is not None:
+        topography = Topography(language, compared, input_distance, between_messages)
     has_few_positions = language.messages.shape[1] - (language.kind == "sequences") <= MAX_POSITIONS
 
     def evaluate(language: Language) -> Statistics:

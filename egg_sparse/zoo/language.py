@@ -84,7 +84,7 @@ def language_of_run(folder: str | pathlib.Path, checkpoint: str | pathlib.Path |
 
     Raises:
         FileNotFoundError: there is no run, or no checkpoint.
-        ValueError: the run is of another experiment, or a file is damaged.
+        ValueError: the run is of another experiment, a file is damaged, or the checkpoint is not in the folder.
     """
     folder = pathlib.Path(folder)
     saved = run_folder.load_options_of(folder)
@@ -94,6 +94,8 @@ def language_of_run(folder: str | pathlib.Path, checkpoint: str | pathlib.Path |
         if newest is None:
             raise FileNotFoundError(f"there is no checkpoint in {folder / run_folder.CHECKPOINTS}")
         checkpoint = newest[0]
+    elif not run_folder.holds(str(folder), str(checkpoint)):
+        raise ValueError(f"checkpoint must be one in the run folder {folder}, got {checkpoint}")
     train = importlib.import_module(f"egg_sparse.zoo.{experiment}.train")
     opts = train.parse_options(["--evaluate", f"--load_from_checkpoint={checkpoint}"])
     speaker = _SPEAKERS[experiment](opts, train)
@@ -207,13 +209,13 @@ def main(params: list[str]) -> dict[str, Any]:
             file=sys.stderr,
             flush=True,
         )
-        compared = {"attributes": None}
+        compared = {"attributes": spoken.attributes, "input_distance": None}
     found: dict[str, Any] = {"run": str(opts.run), "inputs": len(spoken.language)}
     found |= exact_and_greedy(spoken.language, **compared)
     if opts.resamples:
         found["standard_errors"] = standard_errors(spoken.language, **compared, n_resamples=opts.resamples)
-    _export(opts, spoken, found)
     print(json.dumps(_rounded(found)), flush=True)
+    _export(opts, spoken, found)
     return found
 
 

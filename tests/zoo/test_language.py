@@ -32,6 +32,18 @@ def test_it_is_the_language_that_the_test_describes(run):
     assert found["greedy"]["synonyms"] == pytest.approx(1)
 
 
+def test_many_images_are_not_compared_but_their_classes_are_used(run, monkeypatch, capsys):
+    folder, _ = run
+    spoken = language_of_run(folder)
+    spoken.input_distance = "euclidean"
+    monkeypatch.setattr(language, "language_of_run", lambda *_: spoken)
+    monkeypatch.setattr(language, "MAX_COMPARED", 3)
+    found = language.main([str(folder)])
+    assert "posdis" in found["exact"]
+    assert "topsim" not in found["exact"]
+    assert "# no topographic similarity" in capsys.readouterr().err
+
+
 def test_the_command(run, tmp_path):
     folder, _ = run
     command = [sys.executable, "-m", "egg_sparse.zoo.language", str(folder), "--resamples=3", "--samples=2"]
@@ -90,6 +102,18 @@ class TestMistakes:
         (tmp_path / "opts.json").write_text('{"mode": "marg"}')
         with pytest.raises(ValueError, match="none of the experiments signal_game"):
             language_of_run(tmp_path)
+
+    def test_a_checkpoint_elsewhere(self, run, tmp_path):
+        elsewhere = tmp_path / "final.tar"
+        elsewhere.write_bytes((run[0] / "checkpoints" / "final.tar").read_bytes())
+        with pytest.raises(ValueError, match="checkpoint must be one in the run folder"):
+            language_of_run(run[0], elsewhere)
+        assert len(language_of_run(run[0], run[0] / "checkpoints" / "final.tar").language)
+
+    def test_an_export_that_cannot_be_written_comes_after_the_statistics(self, run, tmp_path, capsys):
+        with pytest.raises(FileNotFoundError):
+            language.main([str(run[0]), f"--arrays={tmp_path}/nowhere/arrays.npz"])
+        assert "exact" in json.loads(capsys.readouterr().out)
 
     def test_one_resample(self, run):
         with pytest.raises(ValueError, match="--resamples must be 0 or at least 2, got 1"):
