@@ -100,10 +100,10 @@ class _Distances:
         self.kept: torch.Tensor | None = None
         self.table = self._table()
 
-    def blocks(self) -> Iterator[slice]:
-        n = len(self.things)
-        for start in range(0, n, self.n_rows):
-            yield slice(start, min(start + self.n_rows, n))
+    def blocks(self, within: slice | None = None) -> Iterator[slice]:
+        within = within or slice(0, len(self.things))
+        for start in range(within.start, within.stop, self.n_rows):
+            yield slice(start, min(start + self.n_rows, within.stop))
 
     def _table(self) -> torch.Tensor | None:
         """The distance of each code; None for distances of any value."""
@@ -308,9 +308,13 @@ class Topography:
         if variances[0] <= 1e-12 * of_inputs.square or variances[1] <= 1e-12 * of_messages.square:
             return 0.0
         product = 0.0
-        for columns in self.messages.blocks():
+        # where the distances of inputs are not kept, they are computed anew for each block of messages: few large ones
+        n, size = len(self.messages.things), max(1, KEPT // BLOCK) * self.messages.n_rows
+        for start in range(0, n, size):
+            columns = slice(start, min(start + size, n))
             # of every input, the expected distance between its message and each message of the block
-            expected = torch.sparse.mm(speaks, of_messages.of_rows(columns).t())
+            parts = [torch.sparse.mm(speaks, of_messages.of_rows(part).t()) for part in self.messages.blocks(columns)]
+            expected = torch.cat(parts, 1)
             heard = _transposed_columns(speaks, columns)
             for rows in self.inputs.blocks():
                 seen = torch.sparse.mm(heard, of_inputs.of_rows(rows).mul(input_weights(rows)).t())
@@ -332,9 +336,9 @@ def topographic_similarity(
         (x, x') \sim p(x)\, p(x') \text{ with } x \ne x', \quad m \sim p(\cdot \mid x), \; m' \sim p(\cdot \mid x').
 
     A deterministic language gives the usual correlation over pairs of inputs. It is 0 if all inputs, or all messages,
-    are equally far apart. The time grows with N² + U² for N inputs and U messages; the memory is bounded. Where there
-    are more than 4,096 inputs or messages and more than a million different distances, close ones share a rank, to
-    four millionths.
+    are equally far apart. The memory is bounded. For N inputs and U messages the time grows with N² + U² up to 4,096
+    inputs or messages, and above that with N² times the number of blocks, U max(N, U) / 2²⁴. Where there are more than
+    4,096 inputs or messages and more than a million different distances, close ones share a rank, to four millionths.
 
     Args:
         language: the language.

@@ -159,9 +159,10 @@ def test_topographic_similarity(case, ranked):
         assert found == pytest.approx(euclidean, abs=1e-7)
 
 
+@pytest.mark.parametrize("kept", [16, 1500])
 @pytest.mark.parametrize("correlation", ["spearman", "pearson"])
 @pytest.mark.parametrize("distances", [("euclidean", "edit"), ("cosine", "jaccard")])
-def test_blocks_give_what_all_pairs_at_once_give(correlation, distances, monkeypatch):
+def test_blocks_give_what_all_pairs_at_once_give(correlation, distances, kept, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(40, 3, generator=generator, dtype=torch.double)
     messages = torch.randint(0, 4, (2, 40, 5), generator=generator)
@@ -172,7 +173,7 @@ def test_blocks_give_what_all_pairs_at_once_give(correlation, distances, monkeyp
     probs = torch.tensor([[0.75], [0.25]]).expand(2, 40)
     language = Language(SparseDistribution(messages, probs, lengths=(messages != 0).sum(2) + 1))
     whole = topographic_similarity(language, inputs, *distances, correlation)
-    monkeypatch.setattr(topography, "KEPT", 16)
+    monkeypatch.setattr(topography, "KEPT", kept)
     monkeypatch.setattr(topography, "BLOCK", 700)
     assert topographic_similarity(language, inputs, *distances, correlation) == pytest.approx(whole, abs=1e-12)
     monkeypatch.setattr(topography, "MAX_RANKS", 400)  # 1,560 pairs of inputs
