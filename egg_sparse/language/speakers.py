@@ -32,7 +32,8 @@ def language_of(
     Args:
         sender: the sender.
         inputs: the inputs ``(N, ...)``, or EGG's batches (a DataLoader), each a tuple of the sender's input, labels,
-            the receiver's input and the auxiliary input.
+            the receiver's input and the auxiliary input. Attributes and weights are in their order, so a
+            DataLoader must not shuffle.
         aux_input: the auxiliary input, a dict of tensors with N entries; None where there is none, or where the batches
             have it.
         weights: the weights of the inputs ``(N,)``; None for equal ones.

@@ -49,6 +49,7 @@ def statistics(
         inputs or attributes add ``topsim`` and ``topsim_pearson``.
 
     Raises:
+        ImportError: there are attributes, and SciPy is not installed.
         ValueError: attributes, inputs, a distance or ``mass`` are not as described.
 
     Example:
