@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +38,7 @@ class LanguageStatistics(host.core.Callback):
         history: a dict per computation, with ``epoch``, ``exact`` and, with ``greedy``, ``greedy``: the statistics.
 
     Raises:
+        TypeError: an option is none of :func:`egg_sparse.language.statistics`.
         ValueError: ``every`` is less than 1.
 
     Example:
@@ -65,6 +67,7 @@ class LanguageStatistics(host.core.Callback):
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
+        inspect.signature(statistics).bind(None, attributes, **options)  # a wrong option is no surprise after an epoch
         self.sender, self.inputs, self.attributes = sender, inputs, attributes
         self.every, self.greedy, self.aux_input, self.weights, self.options = every, greedy, aux_input, weights, options
         self.history: list[dict[str, Any]] = []

@@ -72,6 +72,11 @@ def test_it_needs_a_whole_number_of_epochs():
         LanguageStatistics(SparsemaxWrapper(Agent(6, 4)), INPUTS, every=0)
 
 
+def test_it_refuses_options_that_the_statistics_do_not_have():
+    with pytest.raises(TypeError, match="distance_of_inputs"):
+        LanguageStatistics(SparsemaxWrapper(Agent(6, 4)), INPUTS, distance_of_inputs="cosine")
+
+
 class TestInteraction:
     """A language that EGG's functions read."""
 
