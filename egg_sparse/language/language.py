@@ -105,6 +105,8 @@ class Language:
             kinds.add((kind, messages.shape[2] if kind == "bits" else None))
             rows, examples = batch.mask.nonzero(as_tuple=True)
             weight = batch.weights.detach().double()
+            if not bool((weight.sum(0) > 0).all()):
+                raise ValueError("distributions must give every input a message, got probabilities of 0 or NaN alone")
             shares = (weight / weight.sum(0))[rows, examples]
             complete = batch.ratios is None and batch.is_exact is None
             exact = batch.is_exact if batch.is_exact is not None else torch.full_like(batch.mask[0], complete)

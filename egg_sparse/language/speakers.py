@@ -46,7 +46,8 @@ def language_of(
         The language, on the device of the sender's parameters.
 
     Raises:
-        TypeError: the sender returns neither a distribution nor messages, or ``inputs`` have another type.
+        TypeError: the sender returns neither a distribution nor messages, or ``inputs`` or ``aux_input`` have another
+            type.
         ValueError: there are no inputs, or ``aux_input`` is given beside batches.
 
     Example:
@@ -84,6 +85,8 @@ def language_of(
 
 
 def _batches(inputs: Any, aux_input: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
+    if aux_input is not None and not isinstance(aux_input, dict):
+        raise TypeError(f"aux_input must be a dict of tensors, got {type(aux_input).__name__}")
     if not isinstance(inputs, torch.Tensor):
         if aux_input is not None:
             raise ValueError("aux_input must be None where inputs are batches, which have their own")

@@ -215,6 +215,10 @@ class TestLanguageOf:
         with pytest.raises(ValueError, match="aux_input must be None where inputs are batches"):
             language_of(SparsemaxWrapper(Agent(3, 5)), [(self.inputs,)], aux_input={"x": self.inputs})
 
+    def test_refuses_an_auxiliary_input_that_is_no_dict(self):
+        with pytest.raises(TypeError, match="aux_input must be a dict of tensors, got Tensor"):
+            language_of(SparsemaxWrapper(Agent(3, 5)), self.inputs, aux_input=self.inputs)
+
     def test_refuses_what_is_no_message(self):
         class Silent(torch.nn.Module):
             def forward(self, sender_input, aux_input=None):
@@ -260,6 +264,12 @@ class TestMistakes:
     def test_a_distance_of_another_shape(self):
         with pytest.raises(ValueError, match=r"input_distance must return finite distances of shape \(4, 4\)"):
             statistics(self.language, torch.arange(4), input_distance=lambda a, b: a.sum())
+
+    @pytest.mark.parametrize("prob", [0.0, float("nan")])
+    def test_an_input_without_messages(self, prob):
+        probs = torch.tensor([[1.0, prob]])
+        with pytest.raises(ValueError, match="distributions must give every input a message"):
+            Language(SparseDistribution(torch.tensor([[1, 2]]), probs, validate_args=False))
 
     def test_kinds_are_not_mixed(self):
         bits = SparseDistribution(torch.ones(1, 1, 3), torch.ones(1, 1))
