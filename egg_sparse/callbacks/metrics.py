@@ -132,8 +132,12 @@ class WandbMetrics(_MetricsLogger):
             import wandb
         except ImportError as error:
             raise ImportError(f"WandbMetrics needs wandb: pip install wandb ({error})") from error
+        options = dict(self.options)
+        if options.get("dir"):
+            # wandb's own process, which an earlier run may have started in another folder, writes the file
+            options["dir"] = str(pathlib.Path(options["dir"]).absolute())
         try:
-            self._run = wandb.init(**self.options)
+            self._run = wandb.init(**options)
         except wandb.Error as error:
             raise OSError(
                 f"wandb cannot start a run; WANDB_MODE=offline needs no account and no network: {error}"
