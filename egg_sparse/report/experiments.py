@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from egg_sparse.zoo.experiments import experiment_of
+
 Options = Mapping[str, Any]
 
 
@@ -64,14 +66,12 @@ class Experiment:
     Args:
         name: its folder in ``egg_sparse/zoo``; "" for runs of none of them.
         title: its name.
-        options: options that it alone has, by which its runs are known.
         columns: the columns of its table.
         curves: what is drawn over epochs; the first is drawn over receiver calls and seconds, too.
     """
 
     name: str
     title: str
-    options: frozenset[str]
     columns: tuple[Column, ...]
     curves: tuple[Curve, ...]
 
@@ -90,7 +90,6 @@ EXPERIMENTS = (
     Experiment(
         "signal_game",
         "Signal game",
-        frozenset({"game_size", "batches_per_epoch"}),
         (
             Column("acc", "success, greedy", best="max"),
             Column("acc_expected", "success, expected", best="max"),
@@ -105,7 +104,6 @@ EXPERIMENTS = (
     Experiment(
         "semi_supervised_vae",
         "Semi-supervised VAE",
-        frozenset({"n_labeled", "labeled_only"}),
         (
             Column("acc", "test accuracy", "%", best="max", digits=2, scale=100),
             Column("negative_elbo", "negative ELBO", "nats", best="min", digits=2),
@@ -122,7 +120,6 @@ EXPERIMENTS = (
     Experiment(
         "bit_vector_vae",
         "Bit-vector VAE",
-        frozenset({"topksparse", "nll_samples"}),
         (
             Column("negative_elbo", "negative ELBO", "nats", best="min", digits=1),
             Column("rate", "rate", "nats", digits=1),
@@ -140,7 +137,6 @@ EXPERIMENTS = (
     Experiment(
         "compo_vs_generalization",
         "Compositionality and generalization",
-        frozenset({"n_attributes", "hold_out"}),
         (
             Column("acc_train", "training objects", best="max"),
             Column("acc_unseen", "held-out objects", best="max"),
@@ -161,13 +157,14 @@ EXPERIMENTS = (
 )
 """The experiments of the zoo, in the order of a report."""
 
-OTHER = Experiment("", "Other runs", frozenset(), (), (Curve("loss", "validation loss"),))
+OTHER = Experiment("", "Other runs", (), (Curve("loss", "validation loss"),))
 """What is shown of a run that is of no experiment of the zoo: all numbers of its results."""
 
 
 def of(options: Options) -> Experiment:
-    """The experiment of a run, by the options that it alone has."""
-    return next((each for each in EXPERIMENTS if each.options <= options.keys()), OTHER)
+    """What is shown of a run with these options."""
+    name = experiment_of(options)
+    return next((each for each in EXPERIMENTS if each.name == name), OTHER)
 
 
 def columns_of(experiment: Experiment, results: list[Options], names: list[str] | None = None) -> list[Column]:

@@ -16,6 +16,7 @@ from egg_sparse.sweep import experiments, folders, grids, table, watch
 from egg_sparse.sweep.jobs import LocalProcesses, SlurmArray
 from egg_sparse.zoo import run_folder
 from egg_sparse.zoo.cli import HelpFormatter, Terminated, number, path
+from egg_sparse.zoo.experiments import EXPERIMENTS
 
 PROG = "egg_sparse.sweep"
 
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("--sweep", action="append", default=[], metavar="GRID", help="another way to give a grid, as in EGG's nest")
     modules = "module with a function grid() that yields lists of options"
     option("--py_sweep", action="append", default=[], metavar="MODULE", help=modules)
-    entries = f"experiment: {', '.join(experiments.ZOO)}, or a module with main(params)"
+    entries = f"experiment: {', '.join(EXPERIMENTS)}, or a module with main(params)"
     option("--game", metavar="MODULE", help=entries)
     option("--seeds", type=count, help="run everything with the seeds 1 to N, instead of the grid's (if none, 1)")
     option("--list", action="store_true", help="list the grids of the package")

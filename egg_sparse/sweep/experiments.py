@@ -16,9 +16,7 @@ from typing import Any
 
 from egg_sparse.sweep.grids import Combination, as_arguments, as_options
 from egg_sparse.zoo import run_folder
-
-ZOO = ("bit_vector_vae", "compo_vs_generalization", "semi_supervised_vae", "signal_game")
-"""The entries of the zoo."""
+from egg_sparse.zoo.experiments import EXPERIMENTS
 
 OF_THE_SWEEP = ("checkpoint_dir", "preemptable")
 OF_THE_SWEEP_IN_ZOO = (*OF_THE_SWEEP, "evaluate", "out", "resume")
@@ -64,13 +62,13 @@ def find(game: str) -> Experiment:
         'egg_sparse.zoo.signal_game'
     """
     entry = game.removeprefix("egg_sparse.zoo.").removesuffix(".train")
-    if entry in ZOO:
+    if entry in EXPERIMENTS:
         return Experiment(entry, f"egg_sparse.zoo.{entry}.train", in_zoo=True)
     try:
         module = importlib.import_module(game)
     except (ImportError, ValueError, TypeError) as error:  # also of a name that cannot be one of a module
         raise ValueError(
-            f"--game must be one of {', '.join(ZOO)} or a module with main(params), got {game!r} ({error})"
+            f"--game must be one of {', '.join(EXPERIMENTS)} or a module with main(params), got {game!r} ({error})"
         ) from error
     if not callable(getattr(module, "main", None)):
         raise ValueError(f"--game must be a module with main(params), and {game} has none")
@@ -119,9 +117,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[argparse.Na
     try:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             if experiment.in_zoo:
-                # core.init would open the files of TensorBoard
-                opts = module.parse_options([each for each in arguments if each != "--tensorboard"])
-                opts.tensorboard = "--tensorboard" in arguments
+                opts = module.parse_options(list(arguments))
             else:
                 with _only_parsing():
                     module.main(list(arguments))

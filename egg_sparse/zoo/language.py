@@ -27,6 +27,7 @@ from egg_sparse.language import (
 )
 from egg_sparse.zoo import checkpoints, cli, resume, run_folder
 from egg_sparse.zoo.cli import number, path
+from egg_sparse.zoo.experiments import EXPERIMENTS, experiment_of
 
 PROG = "egg_sparse.zoo.language"
 SEED = 20200713
@@ -39,6 +40,7 @@ class SpokenRun:
     """The language of a run.
 
     Attributes:
+        experiment: the experiment's name.
         language: the language.
         inputs: what the sender sees of each input ``(N, ...)``.
         attributes: the inputs' attributes ``(N, A)``; None where they have none.
@@ -46,6 +48,7 @@ class SpokenRun:
         options: the options of the run.
     """
 
+    experiment: str
     language: Language
     inputs: torch.Tensor
     attributes: torch.Tensor | None
@@ -89,6 +92,8 @@ def language_of_run(folder: str | pathlib.Path, checkpoint: str | pathlib.Path |
     folder = pathlib.Path(folder)
     saved = run_folder.load_options_of(folder)
     experiment = experiment_of(saved)
+    if experiment is None:
+        raise ValueError(f"{folder} has the options of none of the experiments {', '.join(EXPERIMENTS)}")
     if checkpoint is None:
         newest = checkpoints.newest(folder / run_folder.CHECKPOINTS)
         if newest is None:
@@ -104,28 +109,7 @@ def language_of_run(folder: str | pathlib.Path, checkpoint: str | pathlib.Path |
     with torch.random.fork_rng(devices=[opts.device] if opts.device.type == "cuda" else []):
         torch.manual_seed(SEED)  # supports that are bounded are drawn
         language = language_of(speaker.sender, speaker.batches)
-    return SpokenRun(language, speaker.inputs, speaker.attributes, speaker.input_distance, saved)
-
-
-def experiment_of(options: dict[str, Any]) -> str:
-    """The name of the experiment that a run's options are of.
-
-    Raises:
-        ValueError: they are of none.
-    """
-    for name, own in _OWN_OPTION.items():
-        if own in options:
-            return name
-    raise ValueError(f"opts.json has the options of none of the experiments {', '.join(_OWN_OPTION)}")
-
-
-_OWN_OPTION = {
-    "signal_game": "game_size",
-    "semi_supervised_vae": "n_labeled",
-    "bit_vector_vae": "topksparse",
-    "compo_vs_generalization": "n_attributes",
-}
-"""An option that each experiment has and the others do not."""
+    return SpokenRun(experiment, language, speaker.inputs, speaker.attributes, speaker.input_distance, saved)
 
 
 def _signal_game(opts: argparse.Namespace, train: Any) -> _Speaker:
@@ -235,10 +219,9 @@ def _export(opts: argparse.Namespace, spoken: SpokenRun, found: dict[str, Any]) 
         with pathlib.Path(opts.arrays).open("wb") as file:
             np.savez_compressed(file, messages=messages, observations=observed)
     if opts.elcc:
-        experiment = experiment_of(spoken.options)
         by_attributes = spoken.input_distance == "hamming"
         metadata = {
-            "game_subtype": "discrimination" if experiment == "signal_game" else "reconstruction",
+            "game_subtype": "discrimination" if spoken.experiment == "signal_game" else "reconstruction",
             "data_source": "synthetic" if by_attributes else "natural",
             "observation_type": "vector" if by_attributes else "image",
             "observation_continuous": not by_attributes,
@@ -246,7 +229,9 @@ def _export(opts: argparse.Namespace, spoken: SpokenRun, found: dict[str, Any]) 
         }
         variant = f"{spoken.options['mode']}-{spoken.options['random_seed']}"
         analysis = found["exact"] if opts.samples else found["greedy"]
-        write_elcc(spoken.language, opts.elcc, experiment.replace("_", "-"), variant, metadata, analysis, opts.samples)
+        write_elcc(
+            spoken.language, opts.elcc, spoken.experiment.replace("_", "-"), variant, metadata, analysis, opts.samples
+        )
 
 
 if __name__ == "__main__":

@@ -91,21 +91,6 @@ def test_the_frame_has_all(write_run):
     assert frame["mode"].tolist() == ["marg", "marg"]
 
 
-@pytest.mark.parametrize(
-    "experiment", ["signal_game", "semi_supervised_vae", "bit_vector_vae", "compo_vs_generalization"]
-)
-def test_an_experiment_is_known_by_its_options(experiment):
-    """All options of the real parser, of which no other experiment has those."""
-    import importlib
-
-    from egg_sparse.report import experiments
-
-    parser = importlib.import_module(f"egg_sparse.zoo.{experiment}.train").build_parser()
-    options = {action.dest: None for action in parser._actions}
-    assert experiments.of(options).name == experiment
-    assert sum(each.options <= options.keys() for each in experiments.EXPERIMENTS) == 1
-
-
 def test_other_runs_are_read_too(tmp_path):
     (tmp_path / "opts.json").write_text(json.dumps({"mode": "mine"}))
     (tmp_path / "results.json").write_text(json.dumps({"score": 2.0}))
