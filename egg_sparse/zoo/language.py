@@ -130,7 +130,7 @@ def _signal_game(opts: argparse.Namespace, train: Any) -> _Speaker:
 
 
 def _semi_supervised_vae(opts: argparse.Namespace, train: Any) -> _Speaker:
-    split = train.data.load(opts.data, opts.data_root, opts.n_labeled)
+    split = train.data.load(opts.data, opts.data_root, opts.n_labeled, opts.root)
     game = train.build_game(opts, split)
     batches = list(train.build_loaders(opts, split)["test"])
     inputs, classes = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
@@ -138,11 +138,13 @@ def _semi_supervised_vae(opts: argparse.Namespace, train: Any) -> _Speaker:
 
 
 def _bit_vector_vae(opts: argparse.Namespace, train: Any) -> _Speaker:
-    split = train.data.load(opts.data, opts.data_root)
+    split = train.data.load(opts.data, opts.data_root, opts.root)
     vae = train.build_vae(opts, split.train.pixels.shape[1], split.train.levels)
     batches = list(train.data.ImageLoader(split.test, 1024, fixed=True))
     inputs = torch.cat([batch[0] for batch in batches])
-    return _Speaker(vae, vae.game.sender, batches, inputs, torch.from_numpy(split.test.classes)[:, None])
+    # without labels, images of one's own are all of one class
+    classes = None if opts.data == "npz" else torch.from_numpy(split.test.classes)[:, None]
+    return _Speaker(vae, vae.game.sender, batches, inputs, classes)
 
 
 def _compo_vs_generalization(opts: argparse.Namespace, train: Any) -> _Speaker:

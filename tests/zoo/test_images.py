@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from egg_sparse.zoo import images
+from egg_sparse.zoo import images, language
 from egg_sparse.zoo.bit_vector_vae import data as bit_vector_data
 from egg_sparse.zoo.bit_vector_vae import train as bit_vector_vae
 from egg_sparse.zoo.cli import run
@@ -130,3 +130,6 @@ def test_learns_from_images_that_are_not_square(entry, tmp_path):
         assert final["negative_elbo"] < 0.9 * records[0]["negative_elbo"]
     tested = entry.main(["--evaluate", "--load_from_checkpoint=run/checkpoints/final.tar", "--no_cuda"])
     assert {**tested, "seconds": 0} == {**final, "seconds": 0}
+    spoken = language.language_of_run("run")
+    assert len(spoken.language) == len(spoken.inputs) == 60
+    assert (spoken.attributes is None) == (entry is bit_vector_vae), "what has labels speaks of them"

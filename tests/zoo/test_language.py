@@ -1,5 +1,6 @@
 """The language of saved runs."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from egg_sparse.language import Language, statistics
 from egg_sparse.zoo import language
 from egg_sparse.zoo.compo_vs_generalization import train as objects
 from egg_sparse.zoo.language import language_of_run
+from small_runs import OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +69,17 @@ def test_the_command(run, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "options", "kind"),
     [
-        ("signal_game", ["--mode=marg", "--batches_per_epoch=10"], "symbols"),
-        ("signal_game", ["--mode=gs", "--batches_per_epoch=10"], "symbols"),
-        ("signal_game", ["--mode=marg", "--max_len=2", "--vocab_size=9", "--batches_per_epoch=5"], "sequences"),
-        ("semi_supervised_vae", ["--mode=sfe"], "symbols"),
-        ("bit_vector_vae", ["--mode=sparsemap", "--latent_size=6", "--nll_samples=2"], "bits"),
+        ("signal_game", "--mode=gs", "symbols"),
+        ("signal_game", "--mode=marg --max_len=2", "sequences"),
+        ("semi_supervised_vae", "--mode=sfe", "symbols"),
+        ("bit_vector_vae", "--mode=sparsemap", "bits"),
     ],
 )
+@pytest.mark.usefixtures("few_test_games")
 def test_of_every_experiment(entry, options, kind, tmp_path):
-    train = __import__(f"egg_sparse.zoo.{entry}.train", fromlist=["train"])
-    train.main([*options, "--n_epochs=1", "--random_seed=1", f"--out={tmp_path}/run", "--no_cuda"])
+    train = importlib.import_module(f"egg_sparse.zoo.{entry}.train")
+    options = [*options.split(), *OPTIONS[entry].split(), "--n_epochs=1"]
+    train.main([*options, "--random_seed=1", f"--out={tmp_path}/run", "--no_cuda"])
     found = language.main([f"{tmp_path}/run"])
     spoken = language_of_run(tmp_path / "run")
     assert spoken.language.kind == kind
