@@ -107,6 +107,9 @@ def _read_manifest(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["runs"]
         [(each["folder"] + each["key"] + each["module"], {**each["options"]}) for each in entries]
+        for folder in (each["folder"] for each in entries):
+            if not folder or folder.startswith(".") or pathlib.PurePath(folder).name != folder:
+                raise ValueError(f"{folder!r} is no name of a folder in it")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: choose another --root, or remove it ({error})") from error
     return entries
@@ -237,12 +240,15 @@ def write_record(folder: pathlib.Path, **record: Any) -> None:
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
-    """How the last job of a run stands; empty if there was none."""
+    """How the last job of a run stands; empty if there was none, or the file is damaged."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    numbers = (record.get(name, 0) for name in ("started", "ended", "pid"))
+    return record if all(isinstance(each, (int, float)) for each in numbers) else {}
 
 
 def last_lines(path: pathlib.Path) -> list[str]:

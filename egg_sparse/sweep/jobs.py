@@ -229,16 +229,20 @@ class LocalProcesses:
                 self.on_gpus.append((gpu, handles[-1]))
         return handles
 
-    def stop(self, handles: Sequence[Any], folders_of_runs: Sequence[pathlib.Path], kill: bool = False) -> None:
-        """Ends jobs, after they have saved; or at once."""
-        for handle, folder in zip(handles, folders_of_runs, strict=True):
-            processes = [int(handle.job_id)]
-            record = folders.read_record(folder)
-            if kill and record.get("state") == "running" and record.get("host") == socket.gethostname():
-                processes.append(int(record["pid"]))
-            for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL if kill else signal.SIGTERM)
+    def stop(self, handle: Any, record: dict[str, Any], kill: bool = False) -> None:
+        """Ends a job, after it has saved; or at once.
+
+        Args:
+            handle: submitit's handle of it.
+            record: what the job says of itself, empty if it has not begun.
+            kill: whether it is ended at once.
+        """
+        processes = [int(handle.job_id)]
+        if kill and record.get("state") == "running" and record.get("host") == socket.gethostname():
+            processes.append(int(record["pid"]))
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL if kill else signal.SIGTERM)
 
     def why_ended(self, handle: Any) -> str:
         """Why a job has ended that does not say so itself."""

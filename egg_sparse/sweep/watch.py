@@ -72,7 +72,7 @@ class Status:
     def end(self, state: str, record: dict[str, Any] | None = None, error: str = "") -> None:
         """Marks the end of the run."""
         self.state, self.error, self.elsewhere = state, error, False
-        if record and "ended" in record:
+        if record and record.keys() >= {"started", "ended"}:
             self.seconds = record["ended"] - record["started"]
 
     def end_if_done(self, before: bool = False) -> bool:
@@ -83,7 +83,7 @@ class Status:
         record = folders.read_record(self.folder)
         self.end(DONE, record if record.get("state") == DONE else None)
         self.metrics, self.before = results, before
-        if "seconds" in results:
+        if isinstance(results.get("seconds"), (int, float)):
             self.seconds = results["seconds"]
         return True
 
@@ -201,8 +201,11 @@ def stop_all(
 ) -> None:
     """Ends the jobs of this sweep, which save their last whole epoch, and waits for them; or ends them at once."""
     mine = [status for status in statuses if status.in_hand]
-    running = [status for status in mine if not status.handle.done()]
-    executor.stop([status.handle for status in running], [status.folder for status in running], kill)
+    for status in mine:
+        if not status.handle.done():
+            record = folders.read_record(status.folder)
+            # that of an earlier job names a process which is another one by now
+            executor.stop(status.handle, record if record.get("token") == status.token else {}, kill)
     while any(not status.handle.done() for status in mine):
         show(statuses)
         time.sleep(executor.poll)

@@ -117,12 +117,15 @@ def test_the_training_does_not_notice(name, core, monkeypatch):
     assert "gradient_variance" not in history[1], "that of the validation"
 
 
+R = 200
+
+
 def test_reinforce_has_the_variance_of_the_formula(core, monkeypatch):
     """All messages of one example: the trace is the mean squared norm less the squared norm of the mean."""
     callback = []
 
     def callbacks(game):
-        callback.append(GradientVariance(game.sender, repetitions=600))
+        callback.append(GradientVariance(game.sender, repetitions=R))
         return callback
 
     batch = (torch.randn(1, 6), torch.tensor([2]))
@@ -139,8 +142,8 @@ def test_reinforce_has_the_variance_of_the_formula(core, monkeypatch):
     probs, gradients = logits.exp().detach(), torch.stack(gradients)
     mean = probs @ gradients
     variance = float(probs @ gradients.square().sum(1) - mean.square().sum())
-    assert history[0]["gradient_variance"] == pytest.approx(variance, rel=0.1)
-    estimated_norm = float(mean.square().sum()) + variance / 600
+    assert history[0]["gradient_variance"] == pytest.approx(variance, rel=0.15)
+    estimated_norm = float(mean.square().sum()) + variance / R
     assert history[0]["relative_gradient_variance"] == pytest.approx(variance / estimated_norm, rel=0.5)
     by_parameter = callback[0].by_parameter
     assert by_parameter.keys() == dict(game.sender.named_parameters()).keys()

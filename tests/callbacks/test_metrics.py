@@ -147,11 +147,11 @@ def test_message_usage_needs_messages():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("offline")
-def test_files_have_the_names_and_numbers_of_the_metrics(core, monkeypatch, tmp_path):
+def test_files_have_the_names_and_numbers_of_the_metrics(monkeypatch, tmp_path):
     writer = MetricsWriter()
     board = TensorboardMetrics(tmp_path / "events")
     wandb = WandbMetrics(project="tests", dir=str(tmp_path), config={"lr": 0.1})
-    train(core, monkeypatch, lambda sender: [SenderState(sender), MessageUsage(), writer, board, wandb])
+    train(host.core, monkeypatch, lambda sender: [SenderState(sender), MessageUsage(), writer, board, wandb])
     expected = by_tag(writer.history)
     assert {"train/temperature", "validation/support", "validation/acc", "train/loss"} <= expected.keys()
     assert events(tmp_path / "events") == expected

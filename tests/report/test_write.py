@@ -14,7 +14,7 @@ import pytest
 from egg_sparse.report import page, plots, runs
 from egg_sparse.report.__main__ import PROG, main
 from egg_sparse.report.groups import group
-from egg_sparse.zoo import cli
+from egg_sparse.zoo import cli, run_folder
 from egg_sparse.zoo.signal_game import train
 
 
@@ -50,7 +50,7 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.mark.slow
-def test_tables_plots_and_page(write_run, capsys):
+def test_tables_plots_and_page(write_run, capsys, monkeypatch):
     for seed, acc in ((1, 0.5), (2, 0.75)):
         write_run(f"marg-{seed}", {"acc": acc}, random_seed=seed)
     write_run("gs-1", {"acc": 0.25, "receiver_calls": 1.0}, mode="gs")
@@ -71,6 +71,7 @@ def test_tables_plots_and_page(write_run, capsys):
     with open("a/report/runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["random_seed"], row["acc"]) for row in rows] == [("1", "0.25"), ("1", "0.5"), ("2", "0.75")]
+    monkeypatch.setattr(plots, "save", lambda *_: None)
     assert report("runs", "--out=a/report") == 0  # replaces it
 
 
@@ -185,14 +186,12 @@ def test_a_mistake_is_one_sentence(params, words, write_run, tmp_path, capsys):
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.slow
-def test_the_command_on_the_page_is_that_of_the_run(monkeypatch):
-    """A real run, whose options the command gives again."""
-    monkeypatch.setattr(train, "TEST_GAMES", 64)
-    monkeypatch.setattr(train, "VALIDATION_GAMES", 64)
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_command_on_the_page_is_that_of_the_run(write_run):
+    """All options of a run, which the command gives again."""
     options = ["--mode=marg", "--n_epochs=1", "--batches_per_epoch=2", "--batch_size=8", "--vocab_size=20", "--lr=0.01"]
-    train.main([*options, "--normalizer=1.25", "--random_seed=5", "--out=run", "--no_cuda", "--keep=7"])
-    run = runs.read("run")
+    opts = train.parse_options([*options, "--normalizer=1.25", "--random_seed=5", "--no_cuda", "--keep=7"])
+    run = runs.read(write_run("run", **run_folder.saved_options(opts)))
     assert run.fault is None
     (line,) = page.command(run.experiment, group([run])[0]).splitlines()
     python, m, module, *arguments = shlex.split(line)
@@ -201,4 +200,5 @@ def test_the_command_on_the_page_is_that_of_the_run(monkeypatch):
     again = vars(train.parse_options([*arguments, "--no_cuda"]))
     differ = {name for name, value in run.options.items() if again[name] != value}
     assert differ <= {"keep", "distributed_port"}
-    assert report("run", "--out=report") == 0
+    assert report("runs") == 0
+    assert line in Page(pathlib.Path("report/index.html").read_text(encoding="utf-8")).texts

@@ -127,7 +127,7 @@ def wait_for(condition, seconds=120):
 
 @pytest.mark.slow
 def test_two_sweeps_at_once_a_failure_and_what_follows(capsys):
-    params = [write(x=1, fail=[False, True], title="a b", wait=4, game="toy_experiment"), "--root", "my root"]
+    params = [write(x=1, fail=[False, True], title="a b", wait=3, game="toy_experiment"), "--root", "my root"]
     params += ["--n_parallel", "2"]
     with subprocess.Popen([*COMMAND, *params], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
         wait_for(lambda: len(list(pathlib.Path("my root").glob("*/job.json"))) == 2)
@@ -153,6 +153,7 @@ def test_two_sweeps_at_once_a_failure_and_what_follows(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(capsys):
     """How a run goes on is tested in test_jobs.py, and of the zoo's entries in tests/zoo/test_reliability.py."""
     params = [write(wait=600, game="toy_experiment"), "--root", "my root"]
@@ -166,15 +167,10 @@ def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(capsys):
         for process in (record()["pid"], os.getpid()):  # a terminal sends it to all of them
             os.kill(process, signal.SIGINT)
 
-    # a shell that runs the tests in the background ignores SIGINT
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
-    try:
-        assert call(*params) == 130
-    finally:
-        thread.join()
-        signal.signal(signal.SIGINT, before)
+    assert call(*params) == 130
+    thread.join()
     output = capsys.readouterr()
     assert "interrupted; python -m egg_sparse.sweep grid.json --root 'my root' goes on" in output.err
     assert last_line(output.out)["stopped"] == 1
@@ -186,7 +182,7 @@ def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(capsys):
 
 @pytest.mark.slow
 def test_slurm_jobs_are_followed_and_found_again(slurm, capsys):
-    params = [write(x=1, fail=[False, True], wait=4, game="toy_experiment"), "--root", "root"]
+    params = [write(x=1, fail=[False, True], wait=1, game="toy_experiment"), "--root", "root"]
     params += ["--executor", "slurm", "--n_gpus", "0", "--time", "90", "--comment", "my comment"]
     params += ["--max_parallel", "3", "--slurm", "account=lab", "--name", "mine"]
     assert call(*params, "--detach") == 0

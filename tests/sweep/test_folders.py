@@ -77,7 +77,17 @@ class TestPlan:
         assert not ROOT.exists()
 
     @pytest.mark.parametrize(
-        "content", ["{", "[]", '{"runs": [1]}', '{"runs": [{"folder": 1, "key": "", "options": {}}]}']
+        "content",
+        [
+            "{",
+            "[]",
+            '{"runs": [1]}',
+            '{"runs": [{"folder": 1, "key": "", "options": {}}]}',
+            *(
+                json.dumps({"runs": [{"folder": folder, "key": "", "module": "", "options": {}}]})
+                for folder in ("", ".", "..", "../other", "/tmp/other", ".submitit", "a/b")
+            ),
+        ],
     )
     def test_a_damaged_list_is_refused(self, content):
         ROOT.mkdir()
@@ -161,7 +171,7 @@ class TestWhatIsRead:
         log.write_text("# $ a\nprog.x: error: first\n# $ b\nlast\n")
         assert folders.last_error(log) == ""
 
-    @pytest.mark.parametrize("content", ["", "{", "[1]"])
+    @pytest.mark.parametrize("content", ["", "{", "[1]", '{"started": "x"}', '{"pid": []}'])
     def test_a_damaged_record_is_none(self, content):
         ROOT.mkdir()
         (ROOT / folders.RECORD).write_text(content)

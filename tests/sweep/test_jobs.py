@@ -93,6 +93,7 @@ class Handle:
         return self.ended
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_cores_are_shared_and_gpus_are_taken_that_are_free(monkeypatch, tmp_path):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(jobs, "n_cores", lambda: 8)
@@ -122,7 +123,7 @@ def test_cores_are_shared_and_gpus_are_taken_that_are_free(monkeypatch, tmp_path
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
-EPOCHS = 100
+EPOCHS = 60
 
 
 @pytest.mark.slow

@@ -181,6 +181,22 @@ def test_what_another_sweep_has_done_meanwhile_is_not_run(statuses):
     assert statuses[0].state == watch.DONE
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_ending_at_once_spares_the_process_that_an_earlier_job_names(statuses, own):
+    given = []
+
+    class Stopping(Executor):
+        def stop(self, handle, record, kill):
+            given.append(record.get("pid"))
+            handle.ended = True
+
+    status = submitted(statuses)
+    record(status, "running", token=None if own else "earlier", pid=17)
+    watch.stop_all([status], Stopping(1), lambda _: None, kill=True)
+    assert given == [17 if own else None]
+    assert status.state == watch.STOPPED
+
+
 def test_all_are_run_to_their_ends(statuses):
     shown = []
 

@@ -18,6 +18,7 @@ def main(params):
     with pathlib.Path("ran").open("a") as file:
         file.write(f"{opts.x} {opts.random_seed} {opts.title}\n")
     print(json.dumps({"acc": opts.x / 10, "epoch": 1}), flush=True)
-    time.sleep(opts.wait)
-    if opts.fail and not pathlib.Path("mended").exists():
+    mended = pathlib.Path("mended").exists()
+    time.sleep(0.0 if mended else opts.wait)
+    if opts.fail and not mended:
         raise ValueError(f"x must not be {opts.x}")

@@ -2,15 +2,13 @@
 
 import importlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from egg_sparse.language import Language, statistics
-from egg_sparse.zoo import language
+from egg_sparse.zoo import cli, language
 from egg_sparse.zoo.compo_vs_generalization import train as objects
 from egg_sparse.zoo.language import language_of_run
 from small_runs import OPTIONS
@@ -46,13 +44,11 @@ def test_many_images_are_not_compared_but_their_classes_are_used(run, monkeypatc
     assert "# no topographic similarity" in capsys.readouterr().err
 
 
-def test_the_command(run, tmp_path):
+def test_the_command(run, tmp_path, capsys):
     folder, _ = run
-    command = [sys.executable, "-m", "egg_sparse.zoo.language", str(folder), "--resamples=3", "--samples=2"]
-    command += [f"--arrays={tmp_path}/arrays.npz", f"--elcc={tmp_path}/elcc"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    params = [str(folder), "--resamples=3", "--samples=2", f"--arrays={tmp_path}/arrays.npz", f"--elcc={tmp_path}/elcc"]
+    assert cli.run(language.PROG, language.main, params) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     spoken = language_of_run(folder)
     expected = statistics(spoken.language, spoken.attributes)
     assert found["exact"] == pytest.approx(expected, abs=1e-5)
