@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from egg_sparse import host
-from egg_sparse.language import symbols_of
+from egg_sparse.language.language import entropy_of, symbols_of
 
 
 def _logged(logs: host.core.Interaction, name: str) -> torch.Tensor:
@@ -32,11 +32,6 @@ def _frequencies(messages: torch.Tensor) -> torch.Tensor:
     """The frequencies of the distinct rows, float64."""
     counts = torch.unique(messages, dim=0, return_counts=True)[1].double()
     return counts / counts.sum()
-
-
-def _entropy(frequencies: torch.Tensor) -> float:
-    """The entropy in bits."""
-    return float((frequencies * frequencies.log2()).sum().abs())
 
 
 def _messages(logs: host.core.Interaction) -> torch.Tensor:
@@ -107,7 +102,7 @@ class MessageEntropy(_MessageStatistic):
         super().__init__(print_train)
 
     def _statistic(self, logs: host.core.Interaction) -> float:
-        return _entropy(_frequencies(_messages(logs)))
+        return float(entropy_of(_frequencies(_messages(logs))))
 
 
 class MessageUsage(host.core.Callback):
@@ -134,7 +129,7 @@ class MessageUsage(host.core.Callback):
         if _is_relaxed(_logged(logs, "message")):
             return
         frequencies = _frequencies(_messages(logs))
-        entropy = _entropy(frequencies)
+        entropy = float(entropy_of(frequencies))
         usage = {
             "messages_used": len(frequencies),
             "message_entropy": entropy,
