@@ -134,6 +134,7 @@ class Parsed(BaseException):
     """A command line was parsed."""
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("file", [file for file in PAGES if commands_of(file)], ids=named)
 def test_commands_in_the_pages_are_accepted(file, monkeypatch):
     """By the parser of the program that they name, up to the end of the parsing."""

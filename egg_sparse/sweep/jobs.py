@@ -51,15 +51,19 @@ class Job:
     def __call__(self) -> str:
         """Runs the run, and returns its state: "done", "failed", "stopped", or ``CLAIMED``."""
         signal.signal(signal.SIGTERM, _terminate)
-        if not self.leads:
-            return self._run()
+        if not self.leads:  # the leader would not come to train a run that is done
+            return "done" if self._is_done else self._run()
         claim = folders.Claim(self.folder)
         if not claim.take(CLAIM_PATIENCE):
             return CLAIMED
         try:
-            return "done" if folders.results(self.run, self.folder) is not None else self._run()
+            return "done" if self._is_done else self._run()
         finally:
             claim.release()
+
+    @property
+    def _is_done(self) -> bool:
+        return folders.results(self.run, self.folder) is not None
 
     @property
     def leads(self) -> bool:
@@ -78,7 +82,7 @@ class Job:
             status = cli.run(self.run.experiment.command, _Traced(self.run.experiment), arguments)
             state = {0: "done", 130: "stopped", 143: "stopped"}.get(status, "failed")
             error = folders.last_error(log) if state == "failed" else ""
-            if state == "done" and self.run.experiment.in_zoo and folders.results(self.run, self.folder) is None:
+            if state == "done" and self.run.experiment.in_zoo and self.leads and not self._is_done:
                 state, error = "failed", "it has left no results"
             self._record(state, started, ended=time.time(), error=error)
             if state == "stopped":

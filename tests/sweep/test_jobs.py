@@ -61,6 +61,18 @@ class TestJob:
         assert [call(status), call(status)] == ["done", "done"]
         assert pathlib.Path("ran").read_text().count("\n") == 1
 
+    def test_of_several_processes_one_alone_keeps_the_records(self, monkeypatch):
+        """All leave a run alone that is done, which none would otherwise join."""
+        (status,) = statuses_of({"x": 3})
+        status.folder.mkdir()
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        for process, ran in (("1", 1), ("0", 2), ("1", 2)):
+            monkeypatch.setenv("SLURM_PROCID", process)
+            assert call(status) == "done"
+            assert pathlib.Path("ran").read_text().count("\n") == ran
+            assert (status.folder / folders.RECORD).is_file() == (ran == 2)
+        assert (status.folder / "log-1.txt").read_text().count("# $ ") == 1
+
     def test_an_option_that_the_parser_refuses_fails(self):
         (status,) = statuses_of({"x": 3})
         status.run.arguments.append("--no_such")
