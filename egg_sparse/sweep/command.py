@@ -168,17 +168,21 @@ def main(params: list[str]) -> None:
 
 def _run_here(statuses: Sequence[watch.Status]) -> None:
     for status in statuses:
+        if status.before:
+            continue
         claim = folders.Claim(status.folder)
-        if not status.before and not claim.take():
+        if not claim.take():
             print(f"# by another sweep: {status.folder.name}", flush=True)
-        elif not status.before:
-            print(f"# {shlex.join(folders.command(status.run, status.folder))}", flush=True)
-            try:
-                status.run.experiment.main(folders.job_arguments(status.run, status.folder))
-            finally:
-                run_folder.current = None  # it is the sweep that goes on, not the run
-            status.end_if_done()
-        claim.release()
+            continue
+        print(f"# {shlex.join(folders.command(status.run, status.folder))}", flush=True)
+        began = time.time()
+        try:
+            status.run.experiment.main(folders.job_arguments(status.run, status.folder))
+            folders.write_record(status.folder, state="done", key=status.run.key, started=began, ended=time.time())
+        finally:
+            run_folder.current = None  # it is the sweep that goes on, not the run
+            claim.release()
+        status.end_if_done()
 
 
 def _executor(opts: argparse.Namespace) -> LocalProcesses | SlurmArray:

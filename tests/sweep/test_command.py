@@ -108,6 +108,10 @@ def test_debug_runs_here_and_shows_where_it_fails(capsys):
     assert "Traceback" in output.err
     assert "in main\n    raise ValueError" in output.err
     assert runs() == ["1 1 none", "1 1 none"]
+    pathlib.Path("mended").touch()
+    assert call(*params) == 0
+    summary = last_line(capsys.readouterr().out)
+    assert (summary["done"], summary["done_before"]) == (4, 1)
 
 
 def test_warnings_come_once(capsys):
@@ -144,7 +148,7 @@ def test_two_sweeps_at_once_a_failure_and_what_follows(capsys):
         assert "failed: fail=True,seed=1: x must not be 1 (log: my root/fail=True,seed=1/log.txt)" in err
     assert "Traceback" in pathlib.Path("my root/fail=True,seed=1/log.txt").read_text()
     pathlib.Path("mended").touch()
-    assert call(*params) == 0
+    assert call(*params, "--debug") == 0
     summary = last_line(capsys.readouterr().out)
     assert (summary["done"], summary["failed"], summary["done_before"]) == (2, 0, 1)
     assert runs() == ["1 1 a b"] * 3, "what was done is not run again"
