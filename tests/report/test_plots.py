@@ -89,21 +89,17 @@ def drawn(plot):
     return figure, figure.axes[0]
 
 
-def test_the_picture(tmp_path):
+def test_the_picture():
     runs = [run("marg", seed, (0.25, 0.5), calls=(16, 16)) for seed in (1, 2)] + [run("gs", 1, (0.5, 0.5))]
     runs[0].metrics += [{"epoch": epoch, "mode": "validation", "support": 4.0} for epoch in (1, 2)]
     runs[1].metrics += [{"epoch": epoch, "mode": "validation", "support": 8.0} for epoch in (1, 2)]
-    figure, axes = drawn(plots.plan("x", group(runs), SUCCESS, "calls"))
+    _, axes = drawn(plots.plan("x", group(runs), SUCCESS, "calls"))
     colors = {text.get_text(): text.get_color() for text in axes.texts}
     assert colors == {"exact marginalization": look.BLUE, "Gumbel-Softmax": look.GREEN, "chance: 0.0625": look.GREY}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("receiver calls in training", "success (share of games)")
     lines = {line.get_color(): line for line in axes.get_lines() if line.get_transform() == axes.transData}
     assert list(lines[look.BLUE].get_xdata()) == [1600, 3200]
     assert axes.get_xscale() == "log"
-    with look.applied():
-        plots.save(figure, tmp_path, "x")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
     _, axes = drawn(plots.plan("x", group(runs), SUPPORT))
     assert {text.get_text() for text in axes.texts} == {"exact marginalization", "Gumbel-Softmax (test)"}
     assert axes.get_yscale() == "log"

@@ -62,8 +62,10 @@ def test_tables_plots_and_page(write_run, capsys, monkeypatch):
     files = {path.name for path in pathlib.Path("a/report").iterdir()}
     names = {f"signal_game-acc-{axis}.{suffix}" for axis in ("epochs", "calls", "seconds") for suffix in ("png", "pdf")}
     assert files == {"index.html", "runs.csv", "signal_game.md", "signal_game.tex", "signal_game.csv", *names}
-    text = pathlib.Path("a/report/index.html").read_text(encoding="utf-8")
-    shown = Page(text)
+    for name in names:
+        begins = {"png": b"\x89PNG", "pdf": b"%PDF"}[name[-3:]]
+        assert pathlib.Path("a/report", name).read_bytes().startswith(begins)
+    shown = Page(pathlib.Path("a/report/index.html").read_text(encoding="utf-8"))
     assert shown.tags.count("figure") == 3
     for each in ("T & T", "0.625", "± 0.177", "Gumbel-Softmax (gs)", "3 runs of 2 settings.", "batches_per_epoch"):
         assert each in shown.texts, each
