@@ -1,25 +1,16 @@
 """What lies in docs/: tables are made of the numbers beside them, scripts draw what they say."""
 
-import importlib.util
 import itertools
 import json
 import pathlib
 import re
-import sys
 
 import pytest
 
+from docs_scripts import DOCS, script
 from test_imports import LAYERS, USERS_OF_HOST
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 TABLES = script("tables")

@@ -1,6 +1,5 @@
 """The site of the documentation: what it shows is what GitHub shows, and it needs no network."""
 
-import importlib.util
 import os
 import pathlib
 import pkgutil
@@ -13,17 +12,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 import egg_sparse
+from docs_scripts import DOCS, script
 from egg_sparse import mappings
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"docs_{name.replace('/', '_')}", DOCS / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 NOTEBOOK, PAGES, FORMULAS, DOCSTRINGS = map(

@@ -4,25 +4,11 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from egg_sparse import host
 from egg_sparse.callbacks import BestCheckpoint
 from egg_sparse.callbacks.checkpoints import direction_of
-
-
-def nll(_sender_input, _message, _receiver_input, output, labels, _aux_input):
-    return F.nll_loss(output, labels, reduction="none"), {}
-
-
-class Score(torch.nn.Linear):
-    def forward(self, x, aux_input=None):
-        return super().forward(x).log_softmax(1)
-
-
-class Read(torch.nn.Embedding):
-    def forward(self, message, receiver_input=None, aux_input=None):
-        return super().forward(message).log_softmax(1)
+from symbol_games import Read, Score, nll
 
 
 class Values(host.core.Callback):
@@ -96,8 +82,8 @@ def test_what_is_refused(monkeypatch, tmp_path):
         BestCheckpoint(tmp_path / "best.tar", "made_up")
     with pytest.raises(ValueError, match=r"mode .* 'most'"):
         BestCheckpoint(tmp_path / "best.tar", "made_up", "most")
-    with pytest.raises(ValueError, match=r"metric must be one of loss, .*made_up, got 'acc'"):
-        train(host.core, monkeypatch, [1.0], BestCheckpoint(tmp_path / "best.tar", "acc"))
+    with pytest.raises(ValueError, match=r"metric must be one of loss, .*made_up, got 'length'"):
+        train(host.core, monkeypatch, [1.0], BestCheckpoint(tmp_path / "best.tar", "length"))
     with pytest.raises(ValueError, match="best validation"):
         train(host.core, monkeypatch, [1.0], BestCheckpoint(tmp_path / "best.tar", "loss"), validation=False)
     assert not list(tmp_path.iterdir())

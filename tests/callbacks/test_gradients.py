@@ -11,6 +11,7 @@ from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import GradientVariance, MetricsWriter
 from egg_sparse.callbacks.gradients import moments
 from egg_sparse.estimators import RelaxedWrapper, SymbolGameRelaxed, SymbolSampler
+from symbol_games import Score, nll
 
 
 def test_moments_are_those_of_torch():
@@ -20,15 +21,6 @@ def test_moments_are_those_of_torch():
     torch.testing.assert_close(variance, draws.var(0), rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="two, got 1"):
         moments(draws[:1])
-
-
-def nll(_sender_input, _message, _receiver_input, output, labels, _aux_input):
-    return F.nll_loss(output, labels, reduction="none"), {"acc": (output.argmax(1) == labels).float()}
-
-
-class Score(torch.nn.Linear):
-    def forward(self, x, aux_input=None):
-        return super().forward(x).log_softmax(1)
 
 
 class Read(torch.nn.Module):

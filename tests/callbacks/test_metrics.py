@@ -12,22 +12,9 @@ import torch.nn.functional as F
 from egg_sparse import SparsemaxWrapper, SymbolGameMarg, host
 from egg_sparse.callbacks import MessageUsage, MetricsWriter, SenderState, TensorboardMetrics, WandbMetrics
 from logged import by_tag, events, written_to_wandb
+from symbol_games import Read, Score, nll
 
 EPOCHS = 3
-
-
-def nll(_sender_input, _message, _receiver_input, output, labels, _aux_input):
-    return F.nll_loss(output, labels, reduction="none"), {"acc": (output.argmax(1) == labels).float()}
-
-
-class Score(torch.nn.Linear):
-    def forward(self, x, aux_input=None):
-        return super().forward(x).log_softmax(1)
-
-
-class Read(torch.nn.Embedding):
-    def forward(self, message, receiver_input=None, aux_input=None):
-        return super().forward(message).log_softmax(1)
 
 
 def train(core, monkeypatch, callbacks, options=(), game=None):

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from egg_sparse.sweep import command, grids
 from egg_sparse.zoo.cli import run
+from waiting import wait_for
 
 COMMAND = [sys.executable, "-m", "egg_sparse.sweep"]
 
@@ -120,13 +120,6 @@ def test_warnings_come_once(capsys):
         "egg_sparse.sweep: warning: --gs_tau has no effect in mode marg",
         "egg_sparse.sweep: warning: --gs_tau has no effect in mode sfe",
     ]
-
-
-def wait_for(condition, seconds=120):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

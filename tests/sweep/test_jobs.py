@@ -6,25 +6,18 @@ import pathlib
 import signal
 import sys
 import threading
-import time
 
 import pytest
 
 from egg_sparse.sweep import experiments, folders, grids, jobs, watch
 from egg_sparse.zoo import checkpoints
+from waiting import wait_for
 
 
 def statuses_of(grid, game="toy_experiment"):
     runs = experiments.check(grids.with_seeds(grids.cross(grid, "grid"), None), game, [])[0]
     root = pathlib.Path("root").absolute()
     return [watch.Status(run, folder) for run, folder in zip(runs, folders.plan(root, "name", runs), strict=True)]
-
-
-def wait_for(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def call(status):
