@@ -177,7 +177,7 @@ def evaluate(opts: argparse.Namespace, game: SemiSupervisedGame, loader: data.Se
 def save_pictures(
     game: SemiSupervisedGame, images: data.GreyImages, folder: pathlib.Path, device: torch.device
 ) -> None:
-    """Saves a grid of samples of every class, and one of images beside their reconstructions."""
+    """Saves a grid of samples of the first classes, and one of images beside their reconstructions."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(EVALUATION_SEED)
         n_classes = min(game.n_classes, MOST_CLASSES)
