@@ -18,9 +18,13 @@ def columns_of(language: Language, attributes: torch.Tensor) -> torch.Tensor:
     """The attributes as a matrix ``(N, A)``.
 
     Raises:
+        TypeError: the attributes are not numbers.
         ValueError: the attributes are not of one row per input, or are not finite.
     """
-    attributes = torch.as_tensor(attributes).detach()
+    try:
+        attributes = torch.as_tensor(attributes).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"attributes must be a tensor of numbers, got {type(attributes).__name__}") from error
     columns = attributes[:, None] if attributes.dim() == 1 else attributes
     if columns.dim() != 2 or len(columns) != len(language) or not columns.shape[1]:
         raise ValueError(

@@ -277,3 +277,15 @@ class TestMistakes:
             Language([bits, SparseDistribution(torch.ones(1, 1).long(), torch.ones(1, 1))])
         with pytest.raises(TypeError, match="distributions must be SparseDistributions, got Tensor"):
             Language([torch.ones(1)])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "error", "text"),
+    [
+        (torch.tensor([0.0, float("nan")]), ValueError, "attributes must be finite"),
+        ("ab", TypeError, "attributes must be a tensor of numbers, got str"),
+    ],
+)
+def test_attributes_that_are_no_numbers_are_refused(attributes, error, text):
+    with pytest.raises(error, match=text):
+        statistics(Language.of_messages(torch.tensor([4, 2])), attributes)
