@@ -78,7 +78,8 @@ class GradientVariance(host.core.Callback):
         batch: the batch to play, as the Trainer's data yields it; None for the first one of each measured epoch.
 
     Raises:
-        ValueError: ``every`` or ``repetitions`` is too small; at the beginning of the training, if the sender is not a
+        TypeError: ``every`` or ``repetitions`` is no whole number.
+        ValueError: one of them is too small; at the beginning of the training, if the sender is not a
             part of the game or has no parameters to learn.
 
     Example:
@@ -89,6 +90,8 @@ class GradientVariance(host.core.Callback):
 
     def __init__(self, sender: nn.Module, every: int = 1, repetitions: int = 20, batch: Any = None) -> None:
         for name, value, least in (("every", every, 1), ("repetitions", repetitions, 2)):
+            if not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.sender = sender

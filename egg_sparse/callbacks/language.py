@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ from egg_sparse.language import Language, language_of, sent_messages, statistics
 from egg_sparse.language.summary import Statistics
 
 _SEED = 20200713
+_OPTIONS = frozenset({"input_distance", "message_distance", "mass"})
 
 
 class LanguageStatistics(host.core.Callback):
@@ -32,13 +32,16 @@ class LanguageStatistics(host.core.Callback):
         greedy: whether the statistics of the most probable messages are computed, too.
         aux_input: as for :func:`egg_sparse.language.language_of`.
         weights: as for :func:`egg_sparse.language.language_of`.
-        options: further arguments of :func:`egg_sparse.language.statistics`, such as ``inputs`` or ``input_distance``.
+        compared: the tensor ``(N, ...)`` whose distances the topographic similarity compares with those of messages,
+            such as images; None for the attributes.
+        options: further arguments of :func:`egg_sparse.language.statistics`: ``input_distance``, ``message_distance``
+            and ``mass``.
 
     Attributes:
         history: a dict per computation, with ``epoch``, ``exact`` and, with ``greedy``, ``greedy``: the statistics.
 
     Raises:
-        TypeError: an option is none of :func:`egg_sparse.language.statistics`.
+        TypeError: ``every`` is no whole number, or there is no such option.
         ValueError: ``every`` is less than 1.
 
     Example:
@@ -63,13 +66,18 @@ class LanguageStatistics(host.core.Callback):
         greedy: bool = False,
         aux_input: Any = None,
         weights: torch.Tensor | None = None,
+        compared: torch.Tensor | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(every, int):
+            raise TypeError(f"every must be a whole number of epochs, got {every!r}")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        inspect.signature(statistics).bind(None, attributes, **options)  # a wrong option is no surprise after an epoch
+        if unknown := sorted(options.keys() - _OPTIONS):
+            raise TypeError(f"options must be among {', '.join(sorted(_OPTIONS))}, got {unknown[0]}")
         self.sender, self.inputs, self.attributes = sender, inputs, attributes
-        self.every, self.greedy, self.aux_input, self.weights, self.options = every, greedy, aux_input, weights, options
+        self.every, self.greedy, self.aux_input, self.weights = every, greedy, aux_input, weights
+        self.options = {"inputs": compared, **options}
         self.history: list[dict[str, Any]] = []
 
     def on_validation_end(self, loss: float, logs: host.core.Interaction, epoch: int) -> None:

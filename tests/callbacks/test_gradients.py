@@ -158,3 +158,8 @@ def test_what_is_refused(monkeypatch):
             GradientVariance(game.sender, **{name: 0})
     with pytest.raises(ValueError, match="sender must be a part of the game"):
         train(host.core, monkeypatch, GAMES["exact"], lambda _: [GradientVariance(game.sender)])
+
+
+def test_it_needs_whole_numbers():
+    with pytest.raises(TypeError, match="every must be a whole number"):
+        GradientVariance(SparsemaxWrapper(torch.nn.Linear(2, 3)), every=1.5)

@@ -72,9 +72,20 @@ def test_it_needs_a_whole_number_of_epochs():
         LanguageStatistics(SparsemaxWrapper(Agent(6, 4)), INPUTS, every=0)
 
 
-def test_it_refuses_options_that_the_statistics_do_not_have():
-    with pytest.raises(TypeError, match="distance_of_inputs"):
-        LanguageStatistics(SparsemaxWrapper(Agent(6, 4)), INPUTS, distance_of_inputs="cosine")
+@pytest.mark.parametrize("options", [{"every": 1.5}, {"distance": "cosine"}])
+def test_wrong_arguments_are_refused_before_the_training(options):
+    with pytest.raises(TypeError, match=r"every must be a whole number|options must be among"):
+        LanguageStatistics(SparsemaxWrapper(Agent(6, 4)), INPUTS, **options)
+
+
+def test_images_are_compared_in_place_of_attributes(core):
+    sender = SparsemaxWrapper(Agent(6, 4))
+    images = torch.rand(6, 2, 2)
+    callback = LanguageStatistics(sender, INPUTS, LABELS, compared=images, input_distance="euclidean")
+    callback.on_validation_end(0.0, core.Interaction.empty(), 1)
+    language = language_of(sender, INPUTS)
+    expected = topographic_similarity(language, images, "euclidean", "hamming")
+    assert callback.history[0]["exact"]["topsim"] == pytest.approx(expected, abs=1e-12)
 
 
 class TestInteraction:
