@@ -7,6 +7,7 @@ import importlib
 import logging
 import math
 import pathlib
+import shlex
 import signal
 import sys
 import threading
@@ -294,13 +295,16 @@ def run(prog: str, main: Callable[[list[str]], Any], params: list[str] | None = 
         if run_folder.current:
             does = "only tests" if run_folder.trained else "goes on"
             after = " in the test, after the training had ended" if run_folder.trained else ""
-            goes_on = f"{after}; python -m {prog} --resume {run_folder.current} {does}"
+            goes_on = f"{after}; python -m {prog} --resume {shlex.quote(str(run_folder.current))} {does}"
         print(f"{prog}: {'terminated' if terminated else 'interrupted'}{goes_on}", file=sys.stderr, flush=True)
         return 143 if terminated else 130
     except Exception as error:
         if _debugs(params):
             traceback.print_exc()
-        sentence = " ".join(str(error).split()) or "no reason given"
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"cannot read or write {error.filename}: {error.strerror}"
+        sentence = " ".join(text.split()) or "no reason given"
         if not isinstance(
             error, (ValueError, TypeError, OSError, ImportError, NotImplementedError, FloatingPointError)
         ):

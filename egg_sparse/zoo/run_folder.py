@@ -6,6 +6,7 @@ import argparse
 import json
 import pathlib
 import secrets
+import shlex
 import time
 from typing import Any
 
@@ -30,6 +31,9 @@ NOT_SAVED = {
     "resume",
 }
 """Options of where a run happens, not of what it computes: --evaluate and --resume do not take them over."""
+
+_OLD_TENSORBOARD_DIR = "runs/"
+"""The folder for all runs that runs of egg_sparse 0.2 have in their options, though they wrote nothing to it."""
 
 
 current: pathlib.Path | None = None
@@ -100,7 +104,9 @@ def _write_options(opts: argparse.Namespace, folder: pathlib.Path, new: bool) ->
         with whole_file(folder / OPTIONS_FILE, new) as unfinished:
             unfinished.write_text(json.dumps(saved_options(opts), indent=2) + "\n", encoding="utf-8")
     except FileExistsError:
-        raise ValueError(f"--out: {folder} holds a run already; choose another folder, or --resume {folder}") from None
+        raise ValueError(
+            f"--out: {folder} holds a run already; choose another folder, or --resume {shlex.quote(str(folder))}"
+        ) from None
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:
@@ -170,6 +176,8 @@ def load_options_of(folder: pathlib.Path) -> dict[str, Any]:
         value is None or isinstance(value, (bool, int, float, str)) for value in saved.values()
     ):
         raise ValueError(f"{file} must hold one object of options with plain values")
+    if saved.get("tensorboard_dir") == _OLD_TENSORBOARD_DIR and not saved.get("tensorboard"):
+        del saved["tensorboard_dir"]
     return {name: value for name, value in saved.items() if name not in NOT_SAVED}
 
 

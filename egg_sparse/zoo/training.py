@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -304,7 +305,7 @@ def train(
         run_folder.trained = True
         print(
             f"# the training has ended; should the test be interrupted, python -m egg_sparse.zoo.{experiment} "
-            f"--resume {run.folder} only tests",
+            f"--resume {shlex.quote(str(run.folder))} only tests",
             file=sys.stderr,
             flush=True,
         )

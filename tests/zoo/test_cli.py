@@ -285,5 +285,11 @@ class TestResults:
         assert (tmp_path / "run/results.json").read_bytes() == before
 
 
+def test_a_file_that_cannot_be_written_is_named_without_an_error_number(capsys, tmp_path):
+    assert run("command", lambda _: (tmp_path / "no" / "file").open("wb"), []) == 1
+    expected = f"command: error: cannot read or write {tmp_path}/no/file: No such file or directory"
+    assert capsys.readouterr().err.strip() == expected
+
+
 def _interrupted(*_):
     raise KeyboardInterrupt

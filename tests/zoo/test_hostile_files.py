@@ -164,6 +164,12 @@ class TestRunFolders:
         with pytest.raises(ValueError, match="cannot be read as JSON"):
             run_folder.load_options_of(tmp_path)
 
+    @pytest.mark.parametrize(("tensorboard", "kept"), [(False, False), (True, True)])
+    def test_the_common_tensorboard_folder_of_old_runs_is_kept_if_they_wrote_to_it(self, tmp_path, tensorboard, kept):
+        saved = {"tensorboard": tensorboard, "tensorboard_dir": "runs/"}
+        (tmp_path / run_folder.OPTIONS_FILE).write_text(json.dumps(saved))
+        assert ("tensorboard_dir" in run_folder.load_options_of(tmp_path)) == kept
+
     def test_fuzz_options(self, tmp_path):
         path = tmp_path / run_folder.OPTIONS_FILE
 

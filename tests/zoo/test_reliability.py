@@ -305,13 +305,13 @@ class TestResume:
         final = main([*self.PARAMS, "--out=whole"])
         with monkeypatch.context() as patch:
             patch.setattr(signal_game, "evaluate", interrupted)
-            assert run(PROG, main, [*self.PARAMS, "--out=cut"]) == (130 if kind is KeyboardInterrupt else 143)
+            assert run(PROG, main, [*self.PARAMS, "--out=a cut"]) == (130 if kind is KeyboardInterrupt else 143)
         *_, before, last = capsys.readouterr().err.splitlines()
         assert "the training has ended" in before, "also for one that is killed"
         assert "in the test, after the training had ended" in last
-        assert f"python -m {PROG} --resume cut only tests" in last
-        assert "--resume cut only tests" in before
-        again = main(["--resume=cut", "--no_cuda"])
+        assert f"python -m {PROG} --resume 'a cut' only tests" in last
+        assert "--resume 'a cut' only tests" in before
+        again = main(["--resume=a cut", "--no_cuda"])
         assert {**again, "seconds": 0} == {**final, "seconds": 0}
 
     def test_goes_on_from_a_newer_checkpoint_than_an_earlier_end(self, tmp_path):
