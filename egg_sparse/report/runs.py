@@ -125,12 +125,17 @@ def _numbers(record: Record) -> Record:
 def _not_finite(run: Run) -> str | None:
     for name, value in run.results.items():
         if is_number(value) and not _finite(value):
-            return f"its result {name} is {value}, which is not finite"
+            return f"its result {name} is {_shortened(value)}, which is not finite"
     for record in (*run.metrics, *run.costs):
         for name, value in record.items():
             if is_number(value) and not _finite(value):
-                return f"its {name} in epoch {record['epoch']} is {value}, which is not finite"
+                return f"its {name} in epoch {record['epoch']} is {_shortened(value)}, which is not finite"
     return None
+
+
+def _shortened(value: float) -> str:
+    digits = str(value)
+    return digits if len(digits) <= 30 else f"{digits[:27]}..."
 
 
 def _finite(value: float) -> bool:

@@ -38,14 +38,13 @@ def write(
 
     Raises:
         ImportError: pandas, matplotlib or jinja2 is not installed.
-        OSError: the folder cannot be written to.
-        ValueError: no run is whole; an option or a result is unknown; the folder holds other things.
+        OSError: the folder, or a file in it, cannot be written.
+        ValueError: every run is left out; an option or a result is unknown; the folder holds other things.
     """
     whole = [run for run in runs if not run.fault]
     if not whole:
-        raise ValueError(
-            f"none of {len(runs)} runs is whole: " + "; ".join(f"{run.folder}: {run.fault}" for run in runs)
-        )
+        faults = "; ".join(f"{run.folder}: {run.fault}" for run in runs)
+        raise ValueError(f"there is nothing to report, since every run is left out: {faults}")
     by_experiment = [
         (experiment, [run for run in whole if run.experiment is experiment]) for experiment in (*EXPERIMENTS, OTHER)
     ]
@@ -99,11 +98,16 @@ def _make(folder: pathlib.Path) -> pathlib.Path:
     """Makes the folder.
 
     Raises:
+        OSError: it cannot be made.
         ValueError: it has files and none of them is a report's.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE_FILE).is_file():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = any(folder.iterdir()) and not (folder / PAGE_FILE).is_file()
+    except OSError as error:
+        raise OSError(f"--out: the folder {folder} cannot be made or read: {error.strerror}") from error
+    if others:
         raise ValueError(f"--out: {folder} holds other files; choose a new folder, or one that holds a report")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

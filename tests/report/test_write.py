@@ -169,7 +169,7 @@ def test_columns_and_rows_that_are_asked_for(write_run, capsys):
         (["runs", "--metrics", "topsim"], ("--metrics", "topsim", "acc_expected")),
         (["runs", "--out=full"], ("--out", "full")),
         (["runs", "--out=full/notes.txt"], ("notes.txt",)),
-        (["runs/unfinished"], ("none of 1 run", "results.json")),
+        (["runs/unfinished"], ("every run is left out", "results.json")),
         (["runs", "--out="], ("--out", "path")),
     ],
 )
@@ -204,3 +204,18 @@ def test_the_command_on_the_page_is_that_of_the_run(write_run):
     assert differ <= {"keep", "distributed_port"}
     assert report("runs") == 0
     assert line in Page(pathlib.Path("report/index.html").read_text(encoding="utf-8")).texts
+
+
+@pytest.mark.parametrize("out", ["a_file", "a_file/within"])
+def test_a_folder_that_cannot_be_made_is_named(write_run, capsys, out, tmp_path):
+    write_run("marg-1")
+    (tmp_path / "a_file").touch()
+    assert report("runs", f"--out={out}") == 1
+    error = capsys.readouterr().err
+    assert f"--out: the folder {out} cannot be made or read" in error
+    assert "Errno" not in error
+
+
+def test_a_number_of_many_digits_is_shortened(write_run):
+    folder = write_run("marg-1", {"acc": 10**400})
+    assert runs.read(folder).fault == f"its result acc is {'1' + 26 * '0'}..., which is not finite"
