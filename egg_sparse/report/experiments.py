@@ -150,7 +150,7 @@ EXPERIMENTS = (
         ),
         (
             Curve("acc", "held-out objects (share that are right)", chance=_chance_of_object),
-            Curve("acc", "training objects (share that are right)", "train", chance=_chance_of_object),
+            Curve("acc", "training objects (share that are right while training)", "train", chance=_chance_of_object),
             Curve("support", "support (messages)", log=True),
         ),
     ),

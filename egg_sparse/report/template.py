@@ -34,13 +34,13 @@ p { max-width: 52rem; margin: .5rem 0; }
 .quiet { color: var(--grey); font-size: .9rem; }
 nav a { display: inline-block; margin-right: 1rem; color: var(--color-0); }
 .box { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .75rem 0; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap; vertical-align: top; }
-thead th { background: var(--panel); font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 6.5rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
+th, td { padding: .4rem .45rem; text-align: right; white-space: nowrap; vertical-align: top; }
+thead th { background: var(--panel); font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 5rem; }
 thead th:nth-child(2) { min-width: 0; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 th:first-child, td.text { text-align: left; }
-tbody th { font-weight: 500; white-space: normal; min-width: 11rem; padding-left: 2.7rem; text-indent: -2rem; }
+tbody th { font-weight: 500; white-space: normal; min-width: 10rem; padding-left: 2.7rem; text-indent: -2rem; }
 .list td, .list th { text-align: left; }
 .list th:first-child { width: 40%; }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
