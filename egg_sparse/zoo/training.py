@@ -440,7 +440,6 @@ def _loggers(opts: argparse.Namespace, folder: pathlib.Path) -> list[Any]:
     if opts.tensorboard:
         loggers.append(TensorboardMetrics(opts.tensorboard_dir or folder / "tensorboard"))
     if opts.wandb:
-        # the process of wandb that writes has a current folder of its own
         where = pathlib.Path(opts.wandb_dir or folder)
         where.mkdir(parents=True, exist_ok=True)
         loggers.append(
