@@ -26,8 +26,8 @@ def language_of(
 
     A sender that sums over messages speaks its exact language, and so do all senders of one symbol, EGG's
     GumbelSoftmaxWrapper and ReinforceWrapper among them: their symbols have the probabilities softmax(scores). Any
-    other sender speaks that of the messages that it sends in evaluation, the most probable ones. The sender is called
-    in evaluation mode, and then is in the mode that it was in before.
+    other sender speaks that of the messages that it sends in evaluation, the most probable ones, and its language is
+    not ``exact``. The sender is called in evaluation mode, and then is in the mode that it was in before.
 
     Args:
         sender: the sender.
@@ -81,7 +81,9 @@ def language_of(
         return Language(distributions, weights)
     messages = torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
     kind: Kind | None = "symbols" if messages.dim() == 1 else None
-    return Language.of_messages(messages, kind, weights)
+    language = Language.of_messages(messages, kind, weights)
+    language.exact = torch.zeros_like(language.exact)
+    return language
 
 
 def _batches(inputs: Any, aux_input: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:

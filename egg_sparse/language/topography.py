@@ -165,6 +165,15 @@ class _Distances:
             raise ValueError(f"{self.what} must return finite distances of shape {shape}")
         return found.detach().double()
 
+    def values_of(self, codes: torch.Tensor, mass: torch.Tensor, ranked: bool) -> torch.Tensor:
+        """The distances of codes of the table, or their ranks by the weights of the codes."""
+        assert self.table is not None
+        values = self.table[codes]
+        if ranked:
+            distances, group = values.unique(return_inverse=True)
+            values = _ranks(torch.zeros_like(distances).index_add(0, group, mass))[group]
+        return values
+
     def measured(self, weights: _OfRows, ranked: bool) -> _Measured:
         """The distances of all pairs, or their ranks, with the mean and the mean square.
 
@@ -179,10 +188,7 @@ class _Distances:
             mass = torch.zeros_like(self.table)
             for rows in self.blocks():
                 mass.index_add_(0, self.codes(rows).flatten(), weights(rows).flatten())
-            values = self.table
-            if ranked:
-                distances, group = self.table.unique(return_inverse=True)
-                values = _ranks(torch.zeros_like(distances).index_add(0, group, mass))[group]
+            values = self.values_of(torch.arange(len(mass), device=mass.device), mass, ranked)
             return _Measured(lambda rows: values[self.codes(rows)], *_moments(values, mass))
         if not ranked:
             mean = square = 0.0
@@ -208,6 +214,15 @@ class _Measured(NamedTuple):
     of_rows: _OfRows
     mean: float
     square: float
+
+
+def _correlation(first: _Measured, second: _Measured, product: float) -> float:
+    """The correlation of distances whose mean product is known; 0 if either are all equal."""
+    variances = [measured.square - measured.mean**2 for measured in (first, second)]
+    if variances[0] <= 1e-12 * first.square or variances[1] <= 1e-12 * second.square:
+        return 0.0
+    correlation = (product - first.mean * second.mean) / (variances[0] * variances[1]) ** 0.5
+    return max(-1.0, min(1.0, correlation))
 
 
 def _ranks(mass: torch.Tensor) -> torch.Tensor:
@@ -276,6 +291,36 @@ class Topography:
         longest = max(len(inputs), len(language.messages))
         self.inputs = _Distances(inputs, input_distance, None, longest)
         self.messages = _Distances(language.messages, message_distance, language.lengths, longest)
+        self._speaks = _matrix(language, language.probs)
+        self._shares: torch.Tensor | None = None
+        self._codes: torch.Tensor | None = None
+
+    def _shares_of_codes(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the weights of inputs do not change, computed once: the codes of pairs of messages, and their shares.
+
+        Returns:
+            The codes ``(K,)``, and for each the probability that the messages of two inputs have it ``(K, N, N)``; None
+            if that is too much to keep.
+        """
+        if self.messages.table is None or not self.messages.keeps:
+            return None
+        if self._codes is None:
+            blocks = [self.messages.codes(rows).unique() for rows in self.messages.blocks()]
+            self._codes = torch.cat(blocks).unique()
+        n = len(self.inputs.things)
+        if len(self._codes) * n**2 > KEPT:
+            return None
+        if self._shares is None:
+            self._shares = torch.zeros(len(self._codes), n, n, dtype=torch.double, device=self._speaks.device)
+            parts = [
+                (_transposed_columns(self._speaks, rows).t(), self.messages.codes(rows))
+                for rows in self.messages.blocks()
+            ]
+            for share, code in zip(self._shares, self._codes, strict=True):
+                # for each input, the probability of a message at this distance from each message
+                near = sum(torch.sparse.mm(speaks, (codes == code).double()) for speaks, codes in parts)
+                share.copy_(torch.sparse.mm(self._speaks, near.t()))
+        return self._codes, self._shares
 
     def similarity(self, language: Language, correlation: Literal["spearman", "pearson"] = "spearman") -> float:
         """The topographic similarity of the language, or of :meth:`Language.weighted` ones."""
@@ -291,7 +336,19 @@ class Topography:
             pairs[torch.arange(len(pairs)), torch.arange(rows.start, rows.stop)] = 0
             return pairs
 
-        speaks, says = _matrix(language, language.probs), _matrix(language, language.joint)
+        ranked = correlation == "spearman"
+        of_inputs = self.inputs.measured(input_weights, ranked)
+        kept = self._shares_of_codes()
+        if kept is not None:
+            codes, shares = kept
+            pairs = input_weights(slice(0, len(weights)))
+            mass = torch.einsum("kij,ij->k", shares, pairs)
+            values = self.messages.values_of(codes, mass, ranked)
+            expected = torch.einsum("k,kij->ij", values, shares)
+            of_messages = _Measured(lambda rows: expected[rows], *_moments(values, mass))
+            seen = of_inputs.of_rows(slice(0, len(weights)))
+            return _correlation(of_inputs, of_messages, float((pairs * seen * expected).sum()))
+        speaks, says = self._speaks, _matrix(language, language.joint)
 
         def message_weights(rows: slice) -> torch.Tensor:
             pairs = language.marginal[rows, None] * language.marginal
@@ -301,12 +358,7 @@ class Topography:
                 of_one_input = torch.sparse.mm(_transposed_columns(says, rows), says)
             return pairs.sub_(of_one_input.to_dense()).div_(total)
 
-        ranked = correlation == "spearman"
-        of_inputs = self.inputs.measured(input_weights, ranked)
         of_messages = self.messages.measured(message_weights, ranked)
-        variances = [measured.square - measured.mean**2 for measured in (of_inputs, of_messages)]
-        if variances[0] <= 1e-12 * of_inputs.square or variances[1] <= 1e-12 * of_messages.square:
-            return 0.0
         product = 0.0
         # where the distances of inputs are not kept, they are computed anew for each block of messages: few large ones
         n, size = len(self.messages.things), max(1, KEPT // BLOCK) * self.messages.n_rows
@@ -319,8 +371,7 @@ class Topography:
             for rows in self.inputs.blocks():
                 seen = torch.sparse.mm(heard, of_inputs.of_rows(rows).mul(input_weights(rows)).t())
                 product += float((expected[rows].t() * seen).sum())
-        similarity = (product - of_inputs.mean * of_messages.mean) / (variances[0] * variances[1]) ** 0.5
-        return max(-1.0, min(1.0, similarity))
+        return _correlation(of_inputs, of_messages, product)
 
 
 def topographic_similarity(

@@ -165,7 +165,7 @@ _SPEAKERS: dict[str, Callable[[argparse.Namespace, Any], _Speaker]] = {
 
 def build_parser() -> argparse.ArgumentParser:
     description = "Prints the statistics of the language of a saved run, exact and greedy, as one JSON object."
-    parser = argparse.ArgumentParser(prog=f"python -m {PROG}", description=description)
+    parser = argparse.ArgumentParser(f"python -m {PROG}", description=description, formatter_class=cli.HelpFormatter)
     option = parser.add_argument
     option("run", metavar="RUN", type=path, help="run folder")
     option("--checkpoint", type=path, help="checkpoint, instead of the newest one of the run")

@@ -5,7 +5,15 @@ import torch
 
 from egg_sparse import SparseDistribution, SparsemaxWrapper
 from egg_sparse.estimators import BitVectorSampler, RelaxedWrapper, SymbolSampler
-from egg_sparse.language import Language, exact_and_greedy, language_of, standard_errors, statistics
+from egg_sparse.language import (
+    Language,
+    exact_and_greedy,
+    language_of,
+    standard_errors,
+    statistics,
+    topographic_similarity,
+)
+from egg_sparse.language import topography as topography_module
 from egg_sparse.mappings import sparsemax
 
 ATTRIBUTES = torch.cartesian_prod(torch.arange(4), torch.arange(4))
@@ -196,6 +204,7 @@ class TestLanguageOf:
         found = language_of(sender, self.inputs)
         assert found.kind == "sequences"
         assert statistics(found)["synonyms"] == pytest.approx(1)
+        assert statistics(found)["exact"] == 0, "other messages may have a probability, too"
 
     def test_every_part_is_in_its_own_mode_afterwards(self):
         sender = SparsemaxWrapper(torch.nn.Sequential(torch.nn.Linear(3, 5)))
@@ -289,3 +298,27 @@ class TestMistakes:
 def test_attributes_that_are_no_numbers_are_refused(attributes, error, text):
     with pytest.raises(error, match=text):
         statistics(Language.of_messages(torch.tensor([4, 2])), attributes)
+
+
+def test_a_bootstrap_visits_the_pairs_of_messages_once(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    attributes = torch.randint(0, 3, (30, 2), generator=generator)
+    language = Language(sparsemax(torch.randn(30, 20, generator=generator)))
+    topography = topography_module.Topography(language, attributes, "hamming", "hamming")
+    once = topography.similarity(language)
+    products = []
+    monkeypatch.setattr(torch.sparse, "mm", lambda *_: products.append(1))
+    assert topography.similarity(language) == once
+    assert topography.similarity(language.weighted(torch.arange(30.0)), "pearson") != once
+    assert products == []
+
+
+@pytest.mark.parametrize("correlation", ["spearman", "pearson"])
+def test_the_similarity_is_the_same_where_too_much_would_be_kept(monkeypatch, correlation):
+    generator = torch.Generator().manual_seed(0)
+    attributes = torch.randint(0, 3, (30, 2), generator=generator)
+    language = Language(sparsemax(torch.randn(30, 20, generator=generator))).weighted(torch.arange(30.0))
+    kept = topographic_similarity(language, attributes, message_distance="hamming", correlation=correlation)
+    monkeypatch.setattr(topography_module.Topography, "_shares_of_codes", lambda _: None)
+    visited = topographic_similarity(language, attributes, message_distance="hamming", correlation=correlation)
+    assert kept == pytest.approx(visited, abs=1e-12)
