@@ -69,6 +69,12 @@ def test_receivers_give_the_result_of_plain_calls(name, strategy, chunk_size):
 @pytest.mark.parametrize("name", sorted(BODIES.keys() - {"packed GRU"}))
 def test_under_autocast_receivers_are_close_to_float32(name):
     torch.manual_seed(0)
+    if name == "LSTM":
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                nn.LSTM(4, 4)(torch.randn(3, 2, 4))
+        except RuntimeError:
+            pytest.skip("PyTorch has no LSTM in bfloat16 for this CPU")
     sender = fixed_sender(Sender(FEATURES, VOCABULARY, 0))
     game = SymbolGameMarg(sender, BODIES[name](), squared_output, strategy="vmap")
     images = torch.randn(B, CANDIDATES, FEATURES)

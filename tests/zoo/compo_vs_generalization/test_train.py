@@ -310,7 +310,7 @@ class TestRuns:
         if sizes == ["--vocab_size=1"]:
             assert final["length"] == 0
             assert final["messages_used"] == 1
-            assert final["topsim"] is final["posdis"] is final["bosdis"] is None
+            assert final["topsim"] == final["posdis"] == final["bosdis"] == 0
         assert final["length"] <= (1 if sizes == ["--max_len=1"] else 2)
 
     @pytest.mark.slow
