@@ -48,6 +48,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items) -> None:
+    if not os.environ.get("EGG_SPARSE_LONG"):
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="runs with EGG_SPARSE_LONG=1"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

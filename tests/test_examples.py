@@ -336,6 +336,7 @@ class TestData:
         assert (sender.in_features, receiver.out_features, classes.tolist()) == (2, 5, [4, 0])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_benchmark_of_swaps_plays_examples_and_small_games(tmp_path):
     """EGG has no REINFORCE game of a population of one symbol, no Gumbel-Softmax game of a loss without a gradient."""

@@ -122,6 +122,7 @@ def test_warnings_come_once(capsys):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_sweeps_at_once_a_failure_and_what_follows(capsys):
     params = [write(x=1, fail=[False, True], title="a b", wait=3, game="toy_experiment"), "--root", "my root"]
