@@ -64,6 +64,20 @@ def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (1 - first @ second.t() / norms).round(decimals=12)  # equal vectors have a distance of 0, not of 1e-16
 
 
+def _differing(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """``(n, m)`` int32: the number of entries that differ."""
+    differ = torch.zeros(len(first), len(second), dtype=torch.int32, device=first.device)
+    for left, right in zip(first.unbind(1), second.unbind(1), strict=True):
+        differ += left[:, None] != right
+    return differ
+
+
+def _jaccard(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """As SciPy has it: of the entries that are not 0 in both, the share that differ."""
+    both_zero = (first == 0).double() @ (second == 0).double().t()
+    return _differing(first, second) / (first.shape[1] - both_zero).clamp(min=1)
+
+
 def _euclidean(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.cdist(first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -111,8 +125,6 @@ class _Distances:
         counts = torch.arange(width + 1, dtype=torch.double, device=device)
         if self.distance == "hamming":
             return counts / max(1, width)
-        if self.distance == "jaccard":
-            return (counts[:, None] / counts.clamp(min=1)).flatten()  # so many differ, of so many that are not both 0
         if self.distance == "levenshtein":
             return counts
         if self.distance == "edit":
@@ -135,14 +147,8 @@ class _Distances:
     def _computed_codes(self, rows: slice) -> torch.Tensor:
         some, things = self.things[rows], self.things
         width = things.shape[1]
-        if self.distance in ("hamming", "jaccard"):
-            differ = torch.zeros(len(some), len(things), dtype=torch.int32, device=things.device)
-            present = torch.zeros_like(differ)
-            for left, right in zip(some.unbind(1), things.unbind(1), strict=True):
-                differ += left[:, None] != right
-                if self.distance == "jaccard":
-                    present += (left != 0)[:, None] | (right != 0)
-            return differ if self.distance == "hamming" else differ * (width + 1) + present
+        if self.distance == "hamming":
+            return _differing(some, things)
         n_pairs = max(1, BLOCK // ((width + 1) * len(things)))
         parts = []
         for start in range(rows.start, rows.stop, n_pairs):
@@ -159,6 +165,8 @@ class _Distances:
             return _cosine(some, self.things)
         if self.distance == "euclidean":
             return _euclidean(some, self.things)
+        if self.distance == "jaccard":
+            return _jaccard(some, self.things)
         assert not isinstance(self.distance, str)
         found, shape = self.distance(some, self.things), (len(some), len(self.things))
         if not isinstance(found, torch.Tensor) or found.shape != shape or not bool(found.isfinite().all()):

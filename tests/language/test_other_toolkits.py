@@ -3,9 +3,10 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import cosine
+from scipy.spatial.distance import cosine, pdist
 
 from egg_sparse import SparseDistribution
 from egg_sparse.language import (
@@ -127,6 +128,21 @@ class TestEmlangkit:
         """The "length" of each word is the number of messages, whatever the word."""
         lengths, _ = metrics.zla([["a", "bbb"], ["bbb", "cc"], ["cc", "bbb"]])
         assert set(lengths) == {3}
+
+
+def test_jaccard_is_right_however_wide_the_inputs_are():
+    inputs = torch.randint(0, 3, (12, 70_000))
+    inputs[0] = inputs[1] = 0
+    messages = torch.randint(1, 9, (12, 2))
+    found = topographic_similarity(Language.of_messages(messages), inputs, "jaccard", "hamming", "pearson")
+    between_messages = pdist(messages.numpy(), lambda a, b: (a != b).mean())
+    expected = np.corrcoef(pdist(inputs.numpy(), jaccard_of_numbers), between_messages)[0, 1]
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def jaccard_of_numbers(first, second):
+    present = (first != 0) | (second != 0)
+    return (first != second)[present].mean() if present.any() else 0.0
 
 
 class TestExports:
