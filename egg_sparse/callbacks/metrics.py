@@ -27,6 +27,14 @@ class _MetricsLogger(host.core.Callback, abc.ABC):
     def _log(self, metrics: dict[str, float], mode: str, epoch: int) -> None:
         """Writes the metrics; called in the leading process alone."""
 
+    def _open(self, trainer: host.core.Trainer) -> None:
+        """Begins the writing; called in the leading process alone."""
+
+    def on_train_begin(self, trainer_instance: host.core.Trainer) -> None:
+        super().on_train_begin(trainer_instance)
+        if trainer_instance.distributed_context.is_leader:
+            self._open(trainer_instance)
+
     def _write(self, mode: str, loss: float, logs: host.core.Interaction, epoch: int) -> None:
         if self.trainer.distributed_context.is_leader:
             self._log(mean_metrics(loss, logs), mode, epoch)
@@ -84,16 +92,13 @@ class TensorboardMetrics(_MetricsLogger):
         self.folder = pathlib.Path(folder)
         self._writer: Any = None
 
-    def on_train_begin(self, trainer_instance: host.core.Trainer) -> None:
-        super().on_train_begin(trainer_instance)
-        if not trainer_instance.distributed_context.is_leader:
-            return
+    def _open(self, trainer: host.core.Trainer) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(f"TensorboardMetrics needs tensorboard: pip install tensorboard ({error})") from error
         # the epochs that an interrupted run reported, but did not save, are run and reported again
-        epoch = trainer_instance.start_epoch
+        epoch = trainer.start_epoch
         self._writer = SummaryWriter(str(self.folder), purge_step=epoch + 1 if epoch else None)
 
     def _log(self, metrics: dict[str, float], mode: str, epoch: int) -> None:
@@ -124,10 +129,7 @@ class WandbMetrics(_MetricsLogger):
         self.options = options
         self._run: Any = None
 
-    def on_train_begin(self, trainer_instance: host.core.Trainer) -> None:
-        super().on_train_begin(trainer_instance)
-        if not trainer_instance.distributed_context.is_leader:
-            return
+    def _open(self, trainer: host.core.Trainer) -> None:
         try:
             import wandb
         except ImportError as error:
